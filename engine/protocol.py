@@ -1,0 +1,212 @@
+"""What a gateway and a worker say to each other: tokens and names, never text, never KV bytes.
+
+One WebSocket (`/link` on the worker) joins each gateway to each worker. A message is a MessagePack array of the
+structs below, so that one engine step costs one message however many sequences it served. When a link drops, the
+worker cancels what came over it; the gateway fails or retries what it had sent.
+
+All durations are seconds on the clock of the process that measured them; instants of two processes are never
+subtracted. `start_s` of a phase counts from the moment the worker received the `Submit`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from fabric.ledger import Transfer
+
+PROTOCOL_VERSION = 1
+
+Role = Literal["prefill", "decode", "both"]
+WorkerState = Literal["starting", "ready", "draining"]
+FinishReason = Literal["stop", "length", "abort"]
+"""`stop`: a stop token was produced; `length`: `max_tokens` or the context is used up; `abort`: cancelled."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to pick the next token. Temperature 0 is greedy. `seed` and the token's position fix every draw."""
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    """None: none wanted; k: the chosen token's log-probability and the k best alternatives."""
+
+
+class Handoff(msgspec.Struct, frozen=True, kw_only=True):
+    """A sequence's KV by name: whole blocks, then the tail. Together they hold `num_tokens` tokens."""
+
+    block_keys: list[bytes]
+    tail_key: bytes | None
+    num_tokens: int
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
+    """Serve a sequence.
+
+    `phase` prefill: compute the prompt's KV, publish it, produce the first token, answer `Prefilled` and stop.
+    `phase` decode: continue after `generated_tokens`, taking KV from `handoff` and recomputing what is missing.
+    `phase` both: the whole way on this worker.
+    `expires_in_s`: how long from receipt the work may still wait unstarted; None is for ever.
+    """
+
+    request_id: str
+    phase: Role
+    prompt_tokens: list[int]
+    sampling: SamplingParams
+    namespace: str = "default"
+    generated_tokens: list[int] = []
+    handoff: Handoff | None = None
+    expires_in_s: float | None = None
+    priority: int = 0
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
+    """Forget the request; its blocks and leases are freed. Unknown ids are ignored."""
+
+    request_id: str
+
+
+class Prefetch(msgspec.Struct, frozen=True, kw_only=True, tag="prefetch"):
+    """To a decode worker while prefill still runs: these blocks exist now and will be wanted by `request_id`."""
+
+    request_id: str
+    block_keys: list[bytes]
+
+
+ToWorker = Submit | Cancel | Prefetch
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probability of a produced token before temperature, with the best alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True):
+    """A stretch of a request's life: `queue`, `lookup`, `fetch`, `prefill`, `publish` or `decode`."""
+
+    phase: str
+    start_s: float
+    duration_s: float
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker's part in a request came to.
+
+    `cached_tokens`: prompt tokens whose KV was not computed here, from local blocks (`local_tokens`) or the pool.
+    `computed_tokens`: prompt (and, after a lost block, generated) tokens run through the model here.
+    """
+
+    worker_id: str
+    cached_tokens: int
+    local_tokens: int
+    computed_tokens: int
+    phases: list[Phase]
+    transfers: list[Transfer]
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag="tokens"):
+    """Newly produced tokens of a request, in order. A stop token is included, last."""
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+
+
+class BlocksPublished(msgspec.Struct, frozen=True, kw_only=True, tag="blocks_published"):
+    """A prefill worker's progress: these blocks of the request can be fetched now."""
+
+    request_id: str
+    block_keys: list[bytes]
+
+
+class Prefilled(msgspec.Struct, frozen=True, kw_only=True, tag="prefilled"):
+    """The end of a prefill phase that goes on elsewhere; the first token went out in `Tokens` before."""
+
+    request_id: str
+    handoff: Handoff
+    report: Report
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    """The end of a request: its last tokens went out in `Tokens` before."""
+
+    request_id: str
+    finish_reason: FinishReason
+    report: Report
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The worker could not serve the request.
+
+    `code`: `overloaded` (try elsewhere), `draining` (try elsewhere), `expired` (waited too long), `too_long` (does
+    not fit this worker's KV), `internal`.
+    """
+
+    request_id: str
+    code: Literal["overloaded", "draining", "expired", "too_long", "internal"]
+    message: str
+
+
+FromWorker = Tokens | BlocksPublished | Prefilled | Finished | Failed
+
+
+class Location(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's place on the virtual supernode: node 0..47, NPU 0..7 of the node, die 0..1 of the NPU."""
+
+    node: int
+    npu: int
+    die: int
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker announces of itself with every heartbeat; `url` is its HTTP base."""
+
+    id: str
+    role: Role
+    state: WorkerState
+    model: str
+    fingerprint: str
+    """Hex digest of weights and KV layout: blocks are shared between workers of equal fingerprint only."""
+    pid: int
+    url: str
+    location: Location
+    block_tokens: int
+    kv_bytes_per_token: int
+    max_context_tokens: int
+    running: int
+    waiting: int
+    queued_tokens: int
+    """Prompt tokens waiting to be computed."""
+    kv_blocks_used: int
+    kv_blocks_total: int
+
+
+_to_worker = msgspec.msgpack.Decoder(list[ToWorker])
+_from_worker = msgspec.msgpack.Decoder(list[FromWorker])
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(messages: list[Submit | Cancel | Prefetch] | list[FromWorker]) -> bytes:
+    """One link message."""
+    return _encoder.encode(messages)
+
+
+def decode_to_worker(data: bytes) -> list[ToWorker]:
+    """What a gateway sent. Raises `msgspec.ValidationError` when it is not that."""
+    return _to_worker.decode(data)
+
+
+def decode_from_worker(data: bytes) -> list[FromWorker]:
+    """What a worker sent. Raises `msgspec.ValidationError` when it is not that."""
+    return _from_worker.decode(data)
