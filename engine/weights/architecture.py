@@ -32,7 +32,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ModelFileError naming the first tensor that is missing, of a wrong shape, or unknown to the architecture."""
+    """Raise ModelFileError naming the first tensor that is missing, of a wrong shape, or unknown."""
     expected = expected_shapes(config)
     for name, shape in expected.items():
         if name not in tensors:

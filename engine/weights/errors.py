@@ -2,4 +2,4 @@
 
 
 class ModelFileError(ValueError):
-    """A model file that cannot be served as it is. The message names the file, what is wrong and what to do."""
+    """A model file that cannot be served as it is. The message names the file, the fault and what to do."""

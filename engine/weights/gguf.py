@@ -1,4 +1,4 @@
-"""GGUF container: metadata and where each tensor's bytes lie. Format: GGUF versions 2 and 3, little-endian."""
+"""GGUF container: metadata and where each tensor's bytes lie (GGUF versions 2 and 3, little-endian)."""
 
 import mmap
 import struct
@@ -51,7 +51,7 @@ T = TypeVar("T", str, int, float, bool, list[Value])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawTensor:
-    """A tensor in the file, of any readable kind. `shape` has rows first (the file lists the columns first)."""
+    """A tensor in the file, of any readable kind. `shape` has rows first (the file has columns first)."""
 
     name: str
     kind: str
@@ -68,7 +68,7 @@ class GgufFile:
     tensors: dict[str, RawTensor]
 
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
-        """Metadata value of `key`. Raises ModelFileError when it is absent without a default, or of another type."""
+        """Metadata value of `key`. Raises ModelFileError when absent (without default) or of another type."""
         value = self.metadata.get(key, default)
         if value is None:
             raise ModelFileError(f"{self.path}: metadata has no {key!r}; the file is not a complete model")
@@ -129,7 +129,7 @@ class _Reader:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Open a GGUF file by mapping it; no tensor byte is read. Raises ModelFileError when it is not a whole GGUF file."""
+    """Open a GGUF file by mapping it; reads no tensor. Raises ModelFileError unless it is a whole one."""
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -188,7 +188,8 @@ def _tensors(reader: _Reader, count: int, alignment: Value) -> dict[str, RawTens
         end = begin + num_elements // block * block_bytes
         if end > len(whole):
             raise ModelFileError(
-                f"{reader.path}: truncated: tensor {name!r} ends at byte {end}, the file at {len(whole)}; fetch it again"
+                f"{reader.path}: truncated: tensor {name!r} ends at byte {end}, the file at {len(whole)}; "
+                "fetch it again"
             )
         tensors[name] = RawTensor(name, kind, tuple(int(dim) for dim in shape), whole[begin:end])
     return tensors

@@ -1,7 +1,7 @@
 """Block formats that are converted to q8_0 at load: Q5_0, Q5_1 and the K-quants Q2_K to Q6_K.
 
-Layouts are those of the GGUF format (ggml's `block_q*`). Each decoder takes whole blocks as uint8[n, block bytes] and
-returns float32[n, values per block].
+Layouts are those of the GGUF format (ggml's `block_q*`). Each decoder takes whole blocks as
+uint8[n, block bytes] and returns float32[n, values per block].
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _CHUNK_BLOCKS = 65536
 
 
 def to_q8_0(kind: str, data: U8) -> U8:
-    """Raw blocks of `kind` re-quantised to raw q8_0 blocks. Raises KeyError when `kind` is none of DECODERS."""
+    """Raw blocks of `kind` re-quantised to raw q8_0 blocks. Raises KeyError unless `kind` is in DECODERS."""
     block_bytes, decode = DECODERS[kind]
     blocks = data.reshape(-1, block_bytes)
     parts = [
@@ -32,7 +32,7 @@ def _half(blocks: U8, at: int) -> F32:
 
 def _fifth_bits(blocks: U8, at: int) -> U8:
     """Bits 0..31 of the little-endian word at `at`, worth 16 each: uint8[n, 32]."""
-    return np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little") << 4
+    return np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little") << np.uint8(4)
 
 
 def _nibbles(packed: U8) -> U8:
@@ -52,7 +52,7 @@ def _q5_1(blocks: U8) -> F32:
 def _crumbs(packed: U8) -> U8:
     """Two-bit fields of uint8[n, 64] in value order: uint8[n, 2 halves, 4 shifts, 32]."""
     shifts = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
-    return (packed.reshape(-1, 2, 1, 32) >> shifts) & 3
+    return (packed.reshape(-1, 2, 1, 32) >> shifts) & np.uint8(3)
 
 
 def _q2_k(blocks: U8) -> F32:
@@ -103,8 +103,8 @@ def _q4_k(blocks: U8) -> F32:
 
 
 def _q5_k(blocks: U8) -> F32:
-    high = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[None, :, None]) & 1
-    return _scaled(blocks, _nibble_runs(blocks[:, 48:]) | (high << 4))
+    high = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[None, :, None]) & np.uint8(1)
+    return _scaled(blocks, _nibble_runs(blocks[:, 48:]) | (high << np.uint8(4)))
 
 
 def _q6_k(blocks: U8) -> F32:
@@ -113,7 +113,8 @@ def _q6_k(blocks: U8) -> F32:
     lower = np.concatenate([low & 15, low >> 4], axis=2).reshape(n, 2, 4, 32)
     values = (lower | (_crumbs(blocks[:, 128:192]) << 4)).astype(np.float32) - np.float32(32)
     scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32) * _half(blocks, 208)
-    return (scales[:, :, None] * values.reshape(n, 16, 16)).reshape(n, 256)
+    scaled: F32 = scales[:, :, None] * values.reshape(n, 16, 16)
+    return scaled.reshape(n, 256)
 
 
 DECODERS: dict[str, tuple[int, Callable[[U8], F32]]] = {

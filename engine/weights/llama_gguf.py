@@ -24,16 +24,14 @@ _END_TOKENS = frozenset(
         "</s>",
     ]
 )
-"""Control tokens that end an answer in the chat formats of Llama-architecture models; files often name only one."""
+"""Control tokens that end an answer in the chat formats of Llama models; a file often names only one."""
 
 
 def config_of(file: GgufFile) -> ModelConfig:
-    """The model's shape. Raises ModelFileError when it is no plain Llama or a figure is missing or unusable."""
+    """The model's shape. Raises ModelFileError when it is no plain Llama or a figure is missing or unfit."""
     architecture = file.get("general.architecture", str)
     if architecture != "llama":
-        raise ModelFileError(
-            f"{file.path}: architecture {architecture!r} is not supported; only Llama-architecture models are ('llama')"
-        )
+        raise ModelFileError(f"{file.path}: architecture {architecture!r} is not supported, only 'llama' is")
     if file.get("llama.expert_count", int, 0):
         raise ModelFileError(
             f"{file.path}: a mixture of experts (llama.expert_count); only dense models are supported"

@@ -46,8 +46,8 @@ def load_weights(path: Path) -> ModelWeights:
 def content_digest(files: list[Path]) -> str:
     """Hex SHA-256 over the files' contents in the given order, remembered beside the first one.
 
-    The remembered value counts as long as every file keeps its size and modification time. Where the folder cannot be
-    written the digest is computed each time.
+    The remembered value counts as long as every file keeps its size and modification time. Where the folder
+    cannot be written the digest is computed each time.
     """
     signature = [
         [file.name, status.st_size, status.st_mtime_ns] for file in files for status in [file.stat()]

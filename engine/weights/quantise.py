@@ -7,7 +7,7 @@ from engine.weights.tensor import F32, U8
 
 
 def quantise_q8_0(values: F32) -> U8:
-    """Raw q8_0 blocks, flat uint8: runs of 32 values, each with an f16 scale max|x|/127. The size must divide by 32."""
+    """Raw q8_0 blocks, flat uint8: runs of 32 values, each with an f16 scale max|x|/127."""
     blocks = np.ascontiguousarray(values, np.float32).reshape(-1, 32)
     scales = (np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)).astype(np.float16)
     # Divide by the scale as stored, so that rounding it to f16 costs nothing more; a zero block stays zero.

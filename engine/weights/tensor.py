@@ -26,8 +26,8 @@ KINDS: dict[str, BlockFormat] = {
     "q4_0": BlockFormat(32, 18),
     "q4_1": BlockFormat(32, 20),
 }
-"""The kinds the engine computes with. q8_0: f16 scale d, 32 signed bytes q: d·q. q4_0: d, 16 bytes of nibbles:
-d·(q - 8). q4_1: d, f16 minimum m, nibbles: d·q + m. Low nibbles are values 0..15 of the block, high ones 16..31."""
+"""The kinds the engine computes with. q8_0: f16 scale d, 32 signed bytes q: d·q. q4_0: d, 16 bytes of
+nibbles: d·(q - 8). q4_1: d, f16 minimum m, nibbles: d·q + m. Low nibbles come first (values 0..15)."""
 
 
 def row_bytes(kind: str, num_cols: int) -> int:
@@ -38,7 +38,7 @@ def row_bytes(kind: str, num_cols: int) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A weight. `shape` is (rows = outputs, cols = inputs) or (length,); `data` is uint8, flat, raw blocks row by row."""
+    """A weight. `shape` is (rows = outputs, cols = inputs) or (length,); `data` holds the raw blocks."""
 
     name: str
     kind: str
@@ -57,7 +57,7 @@ class Tensor:
 
 
 def dequantise(tensor: Tensor) -> F32:
-    """The tensor's values as float32, shaped `tensor.shape`; a new array. Raises KeyError on an unknown kind."""
+    """The values as a new float32 array shaped `tensor.shape`. Raises KeyError on an unknown kind."""
     return _DECODERS[tensor.kind](tensor.data).reshape(tensor.shape)
 
 
