@@ -1,0 +1,81 @@
+"""The `cloudmatrix` command: names the sub-commands and turns expected errors into one clear line."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="cloudmatrix",
+    help="Model-as-a-Service after CloudMatrix384: disaggregated prefill and decode over a pooled KV cache.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+MIB = 1 << 20
+
+
+def _env(name: str) -> str:
+    return f"CLOUDMATRIX_{name}"
+
+
+@app.command()
+def up(
+    prefill: Annotated[int, typer.Option(min=0, envvar=_env("PREFILL"), help="Prefill workers.")] = 1,
+    decode: Annotated[int, typer.Option(min=0, envvar=_env("DECODE"), help="Decode workers.")] = 1,
+    both: Annotated[int, typer.Option(min=0, envvar=_env("BOTH"), help="Workers that do both.")] = 0,
+    model: Annotated[
+        str, typer.Option(envvar=_env("MODEL"), help="A model of `models list`.")
+    ] = "smollm2-135m",
+    redis: Annotated[
+        str | None,
+        typer.Option(envvar=_env("REDIS"), help="A Redis of yours; none: a private one is started."),
+    ] = None,
+    host: Annotated[str, typer.Option(envvar=_env("HOST"), help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, envvar=_env("PORT"), help="Gateway; 0: any free port.")
+    ] = 8000,
+    console_port: Annotated[
+        int, typer.Option(min=0, max=65535, envvar=_env("CONSOLE_PORT"), help="Console; 0: any free port.")
+    ] = 8080,
+    no_console: Annotated[bool, typer.Option("--no-console", help="Do not start the console.")] = False,
+    data_dir: Annotated[
+        Path, typer.Option(envvar=_env("DATA_DIR"), help="Everything the service writes goes here.")
+    ] = Path("~/.local/share/cloudmatrix"),
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, envvar=_env("THREADS"), help="Threads a worker; none: one a core, at most 8."),
+    ] = None,
+    kv_memory_mib: Annotated[
+        int, typer.Option(min=64, envvar=_env("KV_MEMORY_MIB"), help="KV cache of each worker.")
+    ] = 1024,
+    pool_memory_mib: Annotated[
+        int, typer.Option(min=64, envvar=_env("POOL_MEMORY_MIB"), help="Memory of the private Redis.")
+    ] = 2048,
+    exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
+) -> None:
+    """Start the whole service on this machine and keep it running until Ctrl-C."""
+    from app.matrix.cores import default_threads
+    from app.up import UpOptions, run
+    from engine.lifeline import exit_with_parent as watch_parent
+
+    if exit_with_parent:
+        watch_parent()
+    run(
+        UpOptions(
+            prefill=prefill,
+            decode=decode,
+            both=both,
+            model=model,
+            redis_url=redis,
+            host=host,
+            port=port,
+            console_port=None if no_console else console_port,
+            data_dir=data_dir.expanduser().resolve(),
+            threads=threads or default_threads(),
+            kv_memory_bytes=kv_memory_mib * MIB,
+            pool_memory_bytes=pool_memory_mib * MIB,
+        )
+    )

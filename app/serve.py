@@ -1,0 +1,15 @@
+"""`python -m app.serve`: the gateway's process, on a socket that the supervisor bound (or one of its own)."""
+
+from app.gateway import create_app
+from app.matrix.web import run_web
+from app.settings import Settings
+
+
+def main() -> None:
+    """Serve until SIGTERM; streams that are under way are finished first."""
+    settings = Settings()
+    run_web(create_app(settings), host=settings.host, port=settings.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""`cloudmatrix up`: the whole service on this machine, from nothing to ready, in the foreground until stopped.
+
+    lock the data folder -> bind the ports -> fetch the model -> compile the kernels -> Redis -> workers, gateway, console
+    -> wait until /readyz says 200 -> print how to call it -> keep everything alive -> stop everything
+
+The ports are bound here and handed down, so a taken port is an error before anything was started, and a restarted gateway
+comes back on the same socket without refusing a connection in between.
+"""
+
+import asyncio
+import contextlib
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from app.matrix.data_folder import DataFolder
+from app.matrix.local import LocalLauncher, ProcessSpec
+from app.matrix.placement import place
+from app.models import catalogue
+from app.models.entry import ModelEntry
+from engine.protocol import Role
+from memory_pool.redis_server import start_redis
+
+READY_TIMEOUT_S = 120.0
+QUESTION = {
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "temperature": 0,
+}
+
+
+class UpError(Exception):
+    """The service could not be brought up; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpOptions:
+    """What `cloudmatrix up` was asked for; a port of 0 means any free one, a console port of None no console."""
+
+    prefill: int
+    decode: int
+    both: int
+    model: str
+    redis_url: str | None
+    host: str
+    port: int
+    console_port: int | None
+    data_dir: Path
+    threads: int
+    kv_memory_bytes: int
+    pool_memory_bytes: int
+
+
+def run(options: UpOptions) -> None:
+    """Bring the service up and keep it until SIGINT or SIGTERM. Raises UpError, and what fetching a model raises."""
+    if options.prefill + options.both < 1 or options.decode + options.both < 1:
+        raise UpError(
+            "nothing could serve: give --prefill and --decode at least 1 each, or --both at least 1"
+        )
+    with contextlib.ExitStack() as held:
+        folder = held.enter_context(DataFolder(options.data_dir))
+        gateway_socket = held.enter_context(_bind(options.host, options.port, "--port"))
+        console_socket = None
+        if options.console_port is not None:
+            console_socket = held.enter_context(_bind(options.host, options.console_port, "--console-port"))
+        entry = catalogue.pull(options.model)
+        subprocess.run([sys.executable, "-m", "app.compile_kernels"], check=True)
+        redis_url = options.redis_url
+        if redis_url is None:
+            server = start_redis(folder.path / "redis", maxmemory_bytes=options.pool_memory_bytes)
+            held.callback(server.stop)
+            redis_url = server.url
+        asyncio.run(_Service(options, folder, entry, redis_url, gateway_socket, console_socket).serve())
+
+
+class _Service:
+    """The processes of one `up`, from their start to their end."""
+
+    def __init__(
+        self,
+        options: UpOptions,
+        folder: DataFolder,
+        entry: ModelEntry,
+        redis_url: str,
+        gateway_socket: socket.socket,
+        console_socket: socket.socket | None,
+    ) -> None:
+        self._options = options
+        self._folder = folder
+        self._entry = entry
+        self._gateway_socket = gateway_socket
+        self._console_socket = console_socket
+        self._out = Console(stderr=True, highlight=False)
+        # Secrets travel in the environment, which other users cannot read, and never in an argument list.
+        self._environment = {"CLOUDMATRIX_REDIS_URL": redis_url, "CLOUDMATRIX_DATA_DIR": str(folder.path)}
+
+    async def serve(self) -> None:
+        began = time.monotonic()
+        stop = _stop_on_signals()
+        launcher = LocalLauncher(on_event=lambda line: self._out.print(line, style="yellow"))
+        try:
+            for spec in self._specs():
+                launcher.start(spec)
+            with self._out.status("Starting the workers and the gateway …"):
+                await _first_of(self._until_ready(launcher), launcher.wait_failed(), stop.wait())
+            if not stop.is_set():
+                self._greet(time.monotonic() - began)
+                await _first_of(launcher.wait_failed(), stop.wait())
+        finally:
+            self._out.print("Stopping …")
+            await launcher.stop_all()
+
+    def _specs(self) -> Iterator[ProcessSpec]:
+        counts: dict[Role, int] = {
+            "prefill": self._options.prefill,
+            "decode": self._options.decode,
+            "both": self._options.both,
+        }
+        for role, count in counts.items():
+            for index in range(count):
+                yield self._worker(role, index)
+        yield self._web("gateway", "app.serve", self._gateway_socket)
+        if self._console_socket is not None:
+            yield self._web("console", "app.console.serve", self._console_socket)
+
+    def _worker(self, role: Role, index: int) -> ProcessSpec:
+        name = f"{role}-{index}"
+        place_of_worker = place(role, index)
+        argv = [sys.executable, "-m", "engine.server", "--id", name, "--role", role]
+        argv += ["--model", self._entry.id, "--model-path", str(self._entry.path)]
+        argv += ["--location", f"{place_of_worker.node}/{place_of_worker.npu}/{place_of_worker.die}"]
+        argv += ["--threads", str(self._options.threads), "--kv-bytes", str(self._options.kv_memory_bytes)]
+        # Decode answers someone who is reading along; a long prompt beside it can wait a little.
+        argv += ["--nice", "5" if role == "prefill" else "0", "--exit-with-parent"]
+        return ProcessSpec(
+            name=name, argv=argv, env=self._environment, log_path=self._folder.logs / f"{name}.log"
+        )
+
+    def _web(self, name: str, module: str, listening: socket.socket) -> ProcessSpec:
+        env = {
+            **self._environment,
+            "CLOUDMATRIX_LISTEN_FD": str(listening.fileno()),
+            "CLOUDMATRIX_HOST": self._options.host,
+            "CLOUDMATRIX_MODEL": self._entry.id,
+            "CLOUDMATRIX_GATEWAY_URL": _url(self._gateway_socket),
+        }
+        argv = [sys.executable, "-m", module]
+        log_path = self._folder.logs / f"{name}.log"
+        return ProcessSpec(name=name, argv=argv, env=env, log_path=log_path, pass_fds=(listening.fileno(),))
+
+    async def _until_ready(self, launcher: LocalLauncher) -> None:
+        """Poll /readyz. Raises UpError with the last reason when it takes too long."""
+        reason = "the gateway does not answer yet"
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        async with httpx.AsyncClient(
+            base_url=_url(self._gateway_socket), timeout=5, trust_env=False
+        ) as client:
+            while time.monotonic() < deadline:
+                # Noted again and again, so that a kill at any moment leaves a true list of processes.
+                self._folder.write_service(self._urls(), launcher.pids())
+                with contextlib.suppress(httpx.HTTPError):
+                    answer = await client.get("/readyz")
+                    if answer.status_code == httpx.codes.OK:
+                        return
+                    reason = answer.text
+                await asyncio.sleep(0.1)
+        raise UpError(f"not ready after {READY_TIMEOUT_S:.0f} s: {reason}. Logs: {self._folder.logs}")
+
+    def _urls(self) -> dict[str, str]:
+        urls = {"url": _url(self._gateway_socket)}
+        if self._console_socket is not None:
+            urls["console_url"] = _url(self._console_socket)
+        return urls
+
+    def _greet(self, took_s: float) -> None:
+        options = self._options
+        workers = [
+            f"{count} {role}"
+            for role, count in (
+                ("prefill", options.prefill),
+                ("decode", options.decode),
+                ("both", options.both),
+            )
+            if count
+        ]
+        base_url = _url(self._gateway_socket)
+        body = json.dumps({"model": self._entry.id, **QUESTION})
+        self._out.print(f"\n[bold green]cloudmatrix is ready[/] after {took_s:.1f} s. Ctrl-C stops it.")
+        self._out.print(f"  API      {base_url}/v1   model {self._entry.id}, workers: {', '.join(workers)}")
+        if self._console_socket is not None:
+            self._out.print(f"  Console  {_url(self._console_socket)}")
+        self._out.print(f"  Logs     {self._folder.logs}")
+        self._out.print("\nTry it:")
+        curl = f"  curl {base_url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        self._out.print(curl + "\n", soft_wrap=True, markup=False)
+
+
+def _bind(host: str, port: int, flag: str) -> socket.socket:
+    """A listening socket for a child to take over. Raises UpError when the port cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise UpError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another port with {flag}"
+        ) from error
+    listening.listen(2048)
+    return listening
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _first_of(*jobs: Coroutine[Any, Any, Any]) -> None:
+    """Wait for the first to end, cancel the others, and raise what the first raised."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
