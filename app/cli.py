@@ -1,6 +1,5 @@
 """The `cloudmatrix` command: names the sub-commands and turns expected errors into one clear line."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 

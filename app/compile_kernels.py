@@ -1,6 +1,6 @@
-"""`python -m app.compile_kernels`: compile the engine's kernels into the cache, with a progress bar on a terminal's side.
+"""`python -m app.compile_kernels`: compile the engine's kernels into the cache, with a progress bar.
 
-Runs as a process of its own before the workers start, so that they all find the compiled code and none compiles it twice.
+Runs as a process of its own before the workers start: they all find the compiled code, none compiles it twice.
 """
 
 from rich.console import Console

@@ -1,10 +1,11 @@
 """`cloudmatrix up`: the whole service on this machine, from nothing to ready, in the foreground until stopped.
 
-    lock the data folder -> bind the ports -> fetch the model -> compile the kernels -> Redis -> workers, gateway, console
-    -> wait until /readyz says 200 -> print how to call it -> keep everything alive -> stop everything
+    lock the data folder -> bind the ports -> fetch the model -> compile the kernels -> Redis
+    -> workers, gateway, console -> wait until /readyz says 200 -> print how to call it
+    -> keep everything alive -> stop everything
 
-The ports are bound here and handed down, so a taken port is an error before anything was started, and a restarted gateway
-comes back on the same socket without refusing a connection in between.
+The ports are bound here and handed down, so a taken port is an error before anything was started, and a restarted
+gateway comes back on the same socket without refusing a connection in between.
 """
 
 import asyncio

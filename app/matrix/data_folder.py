@@ -4,8 +4,8 @@
     service.json  where the running service can be reached, and its processes
     logs/ redis/  written by the processes
 
-A service that was killed leaves `service.json` behind. The next one waits until those processes are gone, since they leave
-by themselves within a second, and ends the ones that do not.
+A service that was killed leaves `service.json` behind. The next one waits until those processes are gone, since they
+leave by themselves within a second, and ends the ones that do not.
 """
 
 import fcntl

@@ -4,8 +4,8 @@
                            |
                          stop() -> SIGTERM -> (grace over) SIGKILL -> gone
 
-Every child runs in a session of its own, so Ctrl-C at the terminal reaches the supervisor alone, which stops the others in
-order. A child leaves by itself when the supervisor is gone, however that ended (`app.matrix.parent`).
+Every child runs in a session of its own, so Ctrl-C at the terminal reaches the supervisor alone, which ends the rest.
+A child leaves by itself when the supervisor is gone, however that ended (`engine.lifeline`).
 """
 
 import asyncio
@@ -120,15 +120,16 @@ class LocalLauncher:
                 return
             lived_s = time.monotonic() - began
             child.early_deaths = 0 if lived_s >= HEALTHY_AFTER_S else child.early_deaths + 1
+            ending = describe_exit(code)
             if child.early_deaths >= GIVE_UP_AFTER:
                 if not self._failed.done():
-                    message = f"{spec.name} died {GIVE_UP_AFTER} times in a row ({describe_exit(code)}). The end of {spec.log_path}:\n{log_tail(spec.log_path)}"
-                    self._failed.set_exception(ProcessFailedError(message))
+                    tail = f"The end of {spec.log_path}:\n{log_tail(spec.log_path)}"
+                    died = f"{spec.name} died {GIVE_UP_AFTER} times in a row; the last time it {ending}."
+                    self._failed.set_exception(ProcessFailedError(f"{died} {tail}"))
                 return
             pause_s = restart_pause_s(child.early_deaths)
-            self._on_event(
-                f"{spec.name} {describe_exit(code)} after {lived_s:.0f} s: starting it again in {pause_s:.1f} s (log: {spec.log_path})"
-            )
+            again = f"starting it again in {pause_s:.1f} s (log: {spec.log_path})"
+            self._on_event(f"{spec.name} {ending} after {lived_s:.0f} s: {again}")
             await asyncio.sleep(pause_s)
 
 

@@ -1,7 +1,7 @@
 """MatrixResource, the placement half (pure): which place on the virtual supernode a worker holds.
 
-The areas follow the deployment that the CloudMatrix-Infer paper evaluates (arXiv 2506.12708v3, section 5.1): six prefill
-instances of 16 NPUs on nodes 0-11, one decode instance of 160 NPUs on nodes 12-31. The 16 nodes which that
+The areas follow the deployment that the CloudMatrix-Infer paper evaluates (arXiv 2506.12708v3, section 5.1): six
+prefill instances of 16 NPUs on nodes 0-11, one decode instance of 160 NPUs on nodes 12-31. The 16 nodes which that
 deployment leaves free take the workers that do both.
 """
 

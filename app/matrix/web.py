@@ -15,8 +15,8 @@ DRAIN_S = 8
 def run_web(app: ASGIApp, *, host: str, port: int) -> None:
     """Serve `app` until SIGTERM or SIGINT.
 
-    With `CLOUDMATRIX_LISTEN_FD` in the environment the listening socket of that number is taken over and the process leaves
-    when its parent does; without it, `host` and `port` are bound here.
+    With `CLOUDMATRIX_LISTEN_FD` in the environment the listening socket of that number is taken over and the process
+    leaves when its parent does; without it, `host` and `port` are bound here.
     """
     handed_down = os.environ.get("CLOUDMATRIX_LISTEN_FD")
     config = uvicorn.Config(
