@@ -43,7 +43,7 @@ class _Child:
     process: asyncio.subprocess.Process | None = None
     task: asyncio.Task[None] | None = None
     early_deaths: int = 0
-    stopping: bool = field(default=False)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class ProcessFailedError(Exception):
@@ -81,7 +81,7 @@ class LocalLauncher:
     async def stop(self, name: str, *, at_once: bool = False) -> None:
         """Stop one process and forget it: SIGTERM, then SIGKILL when its grace is over."""
         child = self._children.pop(name)
-        child.stopping = True
+        child.stopping.set()
         process = child.process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -103,7 +103,7 @@ class LocalLauncher:
 
     async def _keep_alive(self, child: _Child) -> None:
         spec = child.spec
-        while not child.stopping:
+        while not child.stopping.is_set():
             began = time.monotonic()
             with spec.log_path.open("ab") as log:
                 child.process = await asyncio.create_subprocess_exec(
@@ -116,7 +116,7 @@ class LocalLauncher:
                     pass_fds=spec.pass_fds,
                 )
             code = await child.process.wait()
-            if child.stopping:
+            if child.stopping.is_set():
                 return
             lived_s = time.monotonic() - began
             child.early_deaths = 0 if lived_s >= HEALTHY_AFTER_S else child.early_deaths + 1
