@@ -78,3 +78,12 @@ def up(
             pool_memory_bytes=pool_memory_mib * MIB,
         )
     )
+
+
+def main() -> None:
+    """Entry point of the `cloudmatrix` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

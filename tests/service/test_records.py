@@ -1,0 +1,84 @@
+"""What `GET /api/requests/{id}` says of a request adds up."""
+
+from itertools import pairwise
+from typing import Any
+
+from tests.service.running import Service
+
+KV_BYTES_PER_TOKEN = 23_040  # 30 layers x 2 (K, V) x 3 KV heads x 64 x 2 bytes
+BLOCK_TOKENS = 32
+BLOCK_BYTES = BLOCK_TOKENS * KV_BYTES_PER_TOKEN
+PHASES = ["queue", "lookup", "prefill", "publish", "fetch", "decode"]
+
+
+def record_of_a_fresh_request(service: Service, *, unique: str) -> dict[str, Any]:
+    question = f"Conversation {unique}. " + " ".join(f"Point {i} about {unique}." for i in range(40))
+    body = {
+        "messages": [{"role": "user", "content": question}],
+        "temperature": 0,
+        "max_tokens": 24,
+        "ignore_eos": True,
+    }
+    with service.client() as client:
+        answer = client.post("/v1/chat/completions", json={"model": "smollm2-135m", **body})
+        assert answer.status_code == 200, answer.text
+        record: dict[str, Any] = client.get(f"/api/requests/{answer.headers['x-request-id']}").json()
+    assert record["usage"]["prompt_tokens"] == answer.json()["usage"]["prompt_tokens"]
+    return record
+
+
+def moved(record: dict[str, Any], *kinds: str) -> int:
+    return sum(transfer["num_bytes"] for transfer in record["transfers"] if transfer["kind"] in kinds)
+
+
+def test_bytes_moved_are_the_tokens_kv(service: Service) -> None:
+    record = record_of_a_fresh_request(service, unique="bytes")
+    prompt_tokens = record["usage"]["prompt_tokens"]
+    least = prompt_tokens * KV_BYTES_PER_TOKEN
+    # Whole blocks travel; a tail of t tokens costs at most one block more. The prompt goes out of the prefill worker
+    # once and into the decode worker once.
+    fetched = moved(record, "fetch", "fetch_tail")
+    assert least <= fetched <= least + BLOCK_BYTES + prompt_tokens * 64
+    published = moved(record, "publish", "publish_tail")
+    decoded = record["usage"]["completion_tokens"] * KV_BYTES_PER_TOKEN
+    assert least - 2 * BLOCK_BYTES <= published <= least + decoded + 2 * BLOCK_BYTES + prompt_tokens * 64
+
+
+def test_totals_are_the_sum_of_the_transfers_and_ub_beats_roce(service: Service) -> None:
+    record = record_of_a_fresh_request(service, unique="totals")
+    assert record["transfers"]
+    for field in ("num_bytes", "measured_s", "ub_s", "roce_s"):
+        total = sum(transfer[field] for transfer in record["transfers"])
+        assert abs(record["totals"][field] - total) <= 1e-9 * max(1, total)
+    for transfer in record["transfers"]:
+        assert 0 < transfer["ub_s"] < transfer["roce_s"]
+        assert transfer["measured_s"] > 0
+
+
+def test_phases_are_in_order_and_within_the_request(service: Service) -> None:
+    record = record_of_a_fresh_request(service, unique="phases")
+    spans = {
+        phase: [
+            (entry["start_s"], entry["start_s"] + entry["duration_s"])
+            for entry in record["timeline"]
+            if entry["phase"] == phase
+        ]
+        for phase in PHASES
+    }
+    assert all(spans.values()), f"a phase is missing: {spans}"
+    for entry in record["timeline"]:
+        assert entry["start_s"] >= 0
+        assert entry["duration_s"] >= 0
+        assert entry["start_s"] + entry["duration_s"] <= record["e2e_s"] + 1e-6
+    # Compute phases of one request never overlap: what is prefilled is prefilled before it is decoded.
+    computing = sorted(span for phase in ("prefill", "decode") for span in spans[phase])
+    assert all(end <= start + 1e-6 for (_, end), (start, _) in pairwise(computing))
+
+
+def test_two_workers_and_the_reason_are_named(service: Service) -> None:
+    record = record_of_a_fresh_request(service, unique="route")
+    assert record["route"]["prefill_worker"] == "prefill-0"
+    assert record["route"]["decode_worker"] == "decode-0"
+    assert record["route"]["reason"]
+    assert record["status"] == "completed"
+    assert record["finish_reason"] == "length"
