@@ -1,0 +1,139 @@
+"""Store: bytes by key. Values are written from and read into the caller's buffers, so nothing is copied on the way.
+
+A store is shared by threads. It keeps a value whole or not at all and never changes one, except by `replace`. Any
+verb raises `StoreError` when the store cannot be reached or refuses; what had been done until then stays done.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class StoreError(Exception):
+    """The store cannot be reached, timed out or refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Read the value of `key`, scattered over `into`; the buffers' total is the length expected."""
+
+    key: bytes
+    into: Sequence[memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Store the concatenation of `parts` for `ttl_s` seconds; what is there already stays, unless `replace`."""
+
+    key: bytes
+    parts: Sequence[Buffer]
+    ttl_s: float
+    replace: bool = False
+
+
+class Store(Protocol):
+    """Keys are names of `keys.py`: 32 bytes."""
+
+    def get_many(self, gets: Sequence[Get]) -> Iterator[int | None]:
+        """The length of each value as it arrives, None where there is none.
+
+        Buffers are filled only where the length fits them; otherwise they hold garbage.
+        """
+        ...
+
+    def put_many(self, puts: Iterable[Put]) -> list[bool]:
+        """Puts are taken as the store can send them, so that preparing one overlaps with storing another.
+
+        True where the value is there now; False where it is not, because the store has no room."""
+        ...
+
+    def count_prefix(self, keys: Sequence[bytes]) -> int:
+        """How many leading keys have a value."""
+        ...
+
+    def exists(self, keys: Sequence[bytes]) -> list[bool]:
+        """Whether each key has a value."""
+        ...
+
+    def delete(self, keys: Sequence[bytes]) -> int:
+        """Remove values; how many there were."""
+        ...
+
+    def close(self) -> None:
+        """Release connections. Idempotent."""
+        ...
+
+
+class MemoryStore:
+    """A store in this process, for one-process use and tests. `capacity_bytes` None: no limit; `clock` in seconds."""
+
+    def __init__(
+        self, *, capacity_bytes: int | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._values: dict[bytes, tuple[bytes, float]] = {}
+        self._used_bytes = 0
+
+    def get_many(self, gets: Sequence[Get]) -> Iterator[int | None]:
+        """See Store."""
+        for get in gets:
+            with self._lock:
+                value = self._live(get.key)
+            if value is not None and len(value) == sum(part.nbytes for part in get.into):
+                at = 0
+                for part in get.into:
+                    part[:] = value[at : at + part.nbytes]
+                    at += part.nbytes
+            yield None if value is None else len(value)
+
+    def put_many(self, puts: Iterable[Put]) -> list[bool]:
+        """See Store."""
+        return [self._put(put) for put in puts]
+
+    def count_prefix(self, keys: Sequence[bytes]) -> int:
+        """See Store."""
+        present = self.exists(keys)
+        return present.index(False) if False in present else len(present)
+
+    def exists(self, keys: Sequence[bytes]) -> list[bool]:
+        """See Store."""
+        with self._lock:
+            return [self._live(key) is not None for key in keys]
+
+    def delete(self, keys: Sequence[bytes]) -> int:
+        """See Store."""
+        with self._lock:
+            return sum(self._live(key) is not None and self._drop(key) for key in keys)
+
+    def close(self) -> None:
+        """See Store."""
+
+    def _put(self, put: Put) -> bool:
+        value = b"".join(put.parts)
+        with self._lock:
+            if self._live(put.key) is not None:
+                if not put.replace:
+                    return True
+                self._drop(put.key)
+            if self._capacity_bytes is not None and self._used_bytes + len(value) > self._capacity_bytes:
+                return False
+            self._values[put.key] = (value, self._clock() + put.ttl_s)
+            self._used_bytes += len(value)
+            return True
+
+    def _live(self, key: bytes) -> bytes | None:
+        value, expires_at = self._values.get(key, (None, 0.0))
+        if value is not None and expires_at <= self._clock():
+            self._drop(key)
+            return None
+        return value
+
+    def _drop(self, key: bytes) -> bool:
+        self._used_bytes -= len(self._values.pop(key)[0])
+        return True
