@@ -18,7 +18,7 @@ DEEPSEEK_R1_KV_BYTES_PER_TOKEN = 70_272
 
 @dataclass(frozen=True)
 class Transfer:
-    """Bytes that moved from one place of the supernode to another. `kind`: what they were, such as `fetch`."""
+    """Bytes that moved from one place of the supernode to another; `kind` says why, such as `fetch`."""
 
     kind: str
     src: str

@@ -101,7 +101,7 @@ class Topology:
 
     @classmethod
     def of_npus(cls, num_npus: int) -> "Topology":
-        """The supernode that holds `num_npus`. Raises `FabricError` unless it is whole nodes within 384 NPUs."""
+        """The supernode of `num_npus`. Raises `FabricError` unless that is whole nodes within 384 NPUs."""
         if num_npus < 1 or num_npus % NPUS_PER_NODE or num_npus > MAX_NODES * NPUS_PER_NODE:
             raise FabricError(
                 f"num_npus: {num_npus} is not a multiple of {NPUS_PER_NODE} between {NPUS_PER_NODE} and "
