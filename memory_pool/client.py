@@ -33,6 +33,9 @@ class Reason(enum.StrEnum):
     FULL = "full"
 
 
+_DAMAGED = frozenset({Reason.CORRUPT, Reason.TRUNCATED, Reason.FOREIGN})
+
+
 @dataclass(frozen=True, slots=True)
 class FetchItem:
     """One block wanted: its tokens prove that it is the right one; `into` takes the payload."""
@@ -111,26 +114,32 @@ class PoolClient:
         return count
 
     def fetch(self, items: Sequence[FetchItem]) -> list[FetchResult]:
-        """Read blocks into their buffers, each verified as it arrives while the next one is on its way."""
-        results: list[FetchResult] = []
+        """Read blocks into their buffers and verify them.
+
+        All are read before the first is verified: a pause between two reads would make the server wait for room in
+        the socket, fall asleep and be woken again, which costs more than reading the payload from memory once more.
+        """
         headers = [memoryview(bytearray(self._format.header_bytes(len(item.tokens)))) for item in items]
         gets = [Get(item.key, (header, item.into)) for item, header in zip(items, headers, strict=True)]
-        damaged: list[bytes] = []
-        started_at = time.perf_counter()
-        if self._rest.over:
+        arrivals: list[tuple[int | None, float]] = []
+        clock = time.perf_counter
+        if items and self._rest.over:
+            before = clock()
             try:
-                for length, item, header in zip(self._store.get_many(gets), items, headers, strict=True):
-                    reason = self._examine(item, header, length)
-                    if reason not in (None, Reason.ABSENT):
-                        damaged.append(item.key)
-                    now = time.perf_counter()
-                    results.append(FetchResult(reason is None, reason, length or 0, now - started_at))
-                    started_at = now
+                for length in self._store.get_many(gets):
+                    now = clock()
+                    arrivals.append((length, now - before))
+                    before = now
             except StoreError:
                 self._store_failed()
+        results: list[FetchResult] = []
+        for item, header, (length, seconds) in zip(items, headers, arrivals, strict=False):
+            before = clock()
+            reason = self._examine(item, header, length)
+            results.append(FetchResult(reason is None, reason, length or 0, seconds + clock() - before))
         lost = FetchResult(False, Reason.UNAVAILABLE, 0, 0.0)
         results += [lost] * (len(items) - len(results))
-        self.delete(damaged)
+        self.delete([i.key for i, r in zip(items, results, strict=True) if r.reason in _DAMAGED])
         for result in results:
             self._count(**{"fetched" if result.reason is None else f"missed_{result.reason}": 1})
         self._count(fetched_bytes=sum(result.num_bytes for result in results if result.ok))
@@ -149,7 +158,7 @@ class PoolClient:
                     for item, there in zip(items, self._store.exists([i.key for i in items]), strict=True)
                 ]
                 wanted = [item for item, there in zip(items, present, strict=True) if not there]
-                stored = self._store.put_many(self._put(item) for item in wanted)
+                stored = self._store.put_many([self._put(item) for item in wanted])
             except StoreError:
                 self._store_failed()
                 stored = []

@@ -24,7 +24,7 @@ from typing import IO
 from memory_pool.redis_store import endpoint_of
 from memory_pool.resp import Channel, ChannelError, RefusedError
 
-DEFAULT_MAX_MEMORY_BYTES = 2 << 30
+DEFAULT_MAXMEMORY_BYTES = 2 << 30
 
 _GUARD = Path(__file__).with_name("guard.py")
 _SOCKET_PATH_MAX = 100
@@ -82,18 +82,18 @@ class RedisServer:
         _clean_up(self._record)
 
 
-def start(
-    data_dir: Path,
+def start_redis(
+    folder: Path,
     *,
-    max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES,
+    maxmemory_bytes: int = DEFAULT_MAXMEMORY_BYTES,
     binary: Path | None = None,
     timeout_s: float = _START_TIMEOUT_S,
 ) -> RedisServer:
-    """Start the server of the service that owns `data_dir`, clearing away what a crashed one left there.
+    """Start the server of the service that owns `folder`, clearing away what a crashed one left there.
 
     Raises RedisServerError when another service uses the folder, no binary is found or the server does not come up.
     """
-    home = data_dir.absolute() / "redis"
+    home = folder.absolute()
     home.mkdir(parents=True, exist_ok=True)
     home.chmod(0o700)
     record = home / "url"
@@ -104,11 +104,11 @@ def start(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RedisServerError(
-                f"another service runs in {data_dir}: stop it or choose another folder with --data-dir"
+                f"another service runs in {folder}: stop it or choose another folder with --data-dir"
             ) from error
         _end_stale(record)
         _clean_up(record)
-        url, config = _configure(home, max_memory_bytes)
+        url, config = _configure(home, maxmemory_bytes)
         record.touch(0o600)
         record.write_text(url)
         guard = _spawn(program, config, log, lock)
@@ -121,13 +121,13 @@ def start(
     )
 
 
-def _configure(home: Path, max_memory_bytes: int) -> tuple[str, str]:
+def _configure(home: Path, maxmemory_bytes: int) -> tuple[str, str]:
     """The URL and the configuration text."""
     path = home / "redis.sock"
     lines = [
         'save ""',
         "appendonly no",
-        f"maxmemory {max_memory_bytes}",
+        f"maxmemory {maxmemory_bytes}",
         # Blocks carry a TTL and may go, least recently used first; the books carry none and stay.
         "maxmemory-policy volatile-lru",
         "maxmemory-samples 10",

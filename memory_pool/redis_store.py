@@ -6,7 +6,7 @@ Values move over own channels (`resp.py`); everything small goes through redis-p
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import redis
@@ -25,6 +25,12 @@ for i, key in ipairs(KEYS) do
   if redis.call('EXISTS', key) == 0 then return i - 1 end
 end
 return #KEYS
+"""
+
+_EXISTS = """
+local present = {}
+for i, key in ipairs(KEYS) do present[i] = redis.call('EXISTS', key) end
+return present
 """
 
 
@@ -57,6 +63,7 @@ class RedisStore:
         self._endpoint = endpoint_of(url, timeout_s=timeout_s)
         self._redis = redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
         self._count_prefix = self._redis.register_script(_COUNT_PREFIX)
+        self._exists = self._redis.register_script(_EXISTS)
         self._idle: list[Channel] = []
         self._lock = threading.Lock()
 
@@ -66,10 +73,10 @@ class RedisStore:
             for answer in channel.get_into([redis_key(get.key) for get in gets], [get.into for get in gets]):
                 yield None if isinstance(answer, RefusedError) else answer
 
-    def put_many(self, puts: Iterable[Put]) -> list[bool]:
+    def put_many(self, puts: Sequence[Put]) -> list[bool]:
         """See Store."""
         with self._channel() as channel:
-            answers = channel.set_from((redis_key(put.key), put.parts, _set_options(put)) for put in puts)
+            answers = channel.set_from([(redis_key(put.key), put.parts, _set_options(put)) for put in puts])
         return [not isinstance(answer, RefusedError) for answer in answers]
 
     def count_prefix(self, keys: Sequence[bytes]) -> int:
@@ -81,10 +88,11 @@ class RedisStore:
 
     def exists(self, keys: Sequence[bytes]) -> list[bool]:
         """See Store."""
-        with _store_errors(), self._redis.pipeline(transaction=False) as pipeline:
-            for key in keys:
-                pipeline.exists(redis_key(key))
-            return [bool(present) for present in pipeline.execute()]
+        if not keys:
+            return []
+        with _store_errors():
+            answer = cast("list[int]", self._exists(keys=[redis_key(key) for key in keys]))
+        return [bool(present) for present in answer]
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """See Store."""

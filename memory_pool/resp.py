@@ -7,7 +7,7 @@ scatter-gather writes and receives straight into the caller's buffers. It knows 
 
 import socket
 import ssl
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Buffer = bytes | bytearray | memoryview
@@ -102,22 +102,20 @@ class Channel:
             yield length
 
     def set_from(
-        self, puts: Iterable[tuple[bytes, Sequence[Buffer], Sequence[bytes]]]
+        self, puts: Sequence[tuple[bytes, Sequence[Buffer], Sequence[bytes]]]
     ) -> list[bool | RefusedError]:
         """Store values gathered from buffers: `(key, parts, options)` with options such as `EX 60 NX`.
 
         True where stored, False where an option (NX) kept the server from storing.
         """
         answers: list[bool | RefusedError] = []
-        sent = 0
         try:
             for key, parts, options in puts:
                 size = sum(memoryview(part).nbytes for part in parts)
                 head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (3 + len(options), len(key), key, size)
                 end = b"\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(option), option) for option in options)
                 self._send([head, *parts, end])
-                sent += 1
-            for _ in range(sent):
+            for _ in puts:
                 try:
                     answers.append(self._read_line()[:1] == b"+")
                 except RefusedError as refusal:
@@ -216,6 +214,7 @@ def _connect(endpoint: Endpoint) -> socket.socket:
     try:
         if endpoint.path is not None:
             plain.settimeout(endpoint.timeout_s)
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
             plain.connect(endpoint.path)
             return plain
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -6,7 +6,7 @@ verb raises `StoreError` when the store cannot be reached or refuses; what had b
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,10 +45,8 @@ class Store(Protocol):
         """
         ...
 
-    def put_many(self, puts: Iterable[Put]) -> list[bool]:
-        """Puts are taken as the store can send them, so that preparing one overlaps with storing another.
-
-        True where the value is there now; False where it is not, because the store has no room."""
+    def put_many(self, puts: Sequence[Put]) -> list[bool]:
+        """True where the value is there now; False where it is not, because the store has no room."""
         ...
 
     def count_prefix(self, keys: Sequence[bytes]) -> int:
@@ -92,7 +90,7 @@ class MemoryStore:
                     at += part.nbytes
             yield None if value is None else len(value)
 
-    def put_many(self, puts: Iterable[Put]) -> list[bool]:
+    def put_many(self, puts: Sequence[Put]) -> list[bool]:
         """See Store."""
         return [self._put(put) for put in puts]
 

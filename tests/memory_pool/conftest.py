@@ -54,7 +54,7 @@ def poll(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
 
 @pytest.fixture(scope="session")
 def redis_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = redis_server.start(tmp_path_factory.mktemp("data"), max_memory_bytes=256 << 20)
+    server = redis_server.start_redis(tmp_path_factory.mktemp("data"), maxmemory_bytes=256 << 20)
     yield server
     server.stop()
 
@@ -69,6 +69,6 @@ def redis_url(redis_instance: RedisServer) -> str:
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """For tests that break it."""
-    server = redis_server.start(tmp_path, max_memory_bytes=64 << 20)
+    server = redis_server.start_redis(tmp_path, maxmemory_bytes=64 << 20)
     yield server
     server.stop()
