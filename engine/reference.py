@@ -1,7 +1,7 @@
 """The ground truth: the same model as a plain float32 NumPy forward, one sequence at a time.
 
-Written to be read, not to be fast. Tests hold the engine against it, and `cloudmatrix eval accuracy` reports how far
-the engine as served is from it.
+Written to be read, not to be fast. Tests hold the engine against it, and `cloudmatrix eval accuracy` reports
+how far the engine as served is from it.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class ReferenceModel:
         self._output = self._weights.get("output", self._weights["token_embd"])
 
     def forward(self, tokens: Sequence[int], cache: ReferenceCache | None = None) -> F32:
-        """Logits after each of `tokens`, which follow those in `cache` (and are added to it): [tokens, vocab]."""
+        """Logits after each of `tokens`, which follow those in `cache` and join it: [tokens, vocab]."""
         return self.logits(self.hidden(tokens, cache))
 
     def logits(self, hidden: F32) -> F32:
@@ -57,8 +57,8 @@ class ReferenceModel:
         cos, sin = self._rotation(positions)
         x = self._weights["token_embd"][np.asarray(tokens, np.int64)]
         for layer in range(self.config.num_layers):
-            x = x + self._attention(layer, x, positions, cos, sin, cache)
-            x = x + self._feed_forward(layer, x)
+            x += self._attention(layer, x, positions, cos, sin, cache)
+            x += self._feed_forward(layer, x)
         return x
 
     def greedy(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
@@ -76,8 +76,8 @@ class ReferenceModel:
 
     def _norm(self, x: F32, name: str) -> F32:
         mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
-        normed: F32 = x / np.sqrt(mean_square + np.float32(self.config.rms_norm_eps)) * self._weights[name]
-        return normed
+        scale = np.sqrt(mean_square + np.float32(self.config.rms_norm_eps)).astype(np.float32)
+        return (x / scale) * self._weights[name]
 
     def _rotation(self, positions: NDArray[np.int64]) -> tuple[F32, F32]:
         """Cosines and sines of each position's angles: [tokens, 1, head_dim / 2]."""
@@ -103,8 +103,8 @@ class ReferenceModel:
         scores = queries.transpose(1, 2, 0, 3) @ keys.transpose(1, 2, 0)[:, None]
         scores *= np.float32(config.head_dim**-0.5)
         future = np.arange(len(keys)) > positions[:, None]
-        scores = np.where(future, np.float32(-np.inf), scores)
-        mixed = _softmax(scores) @ values.transpose(1, 0, 2)[:, None]
+        scores[..., future] = -np.inf
+        mixed: F32 = _softmax(scores) @ values.transpose(1, 0, 2)[:, None]
         return mixed.transpose(2, 0, 1, 3).reshape(len(x), -1) @ self._weights[name + "attn_output"].T
 
     def _heads(self, x: F32, name: str, num_heads: int) -> F32:
@@ -115,7 +115,8 @@ class ReferenceModel:
         normed = self._norm(x, name + "ffn_norm")
         gate = normed @ self._weights[name + "ffn_gate"].T
         up = normed @ self._weights[name + "ffn_up"].T
-        return (gate / (1 + np.exp(-gate)) * up) @ self._weights[name + "ffn_down"].T
+        gated: F32 = gate / (1 + np.exp(-gate)) * up
+        return gated @ self._weights[name + "ffn_down"].T
 
 
 def _rotate(x: F32, cos: F32, sin: F32) -> F32:

@@ -1,0 +1,1 @@
+"""Models by name: fetched, added, cached."""
