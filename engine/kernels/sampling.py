@@ -1,0 +1,69 @@
+"""Kernels of the sampler over one row of logits: which tokens stay in the draw, and the draw.
+
+A row comes as `below`: how far each token's logit, over temperature, lies below the best one (0 for that, infinity for
+the impossible). Tokens are ordered by it, equal ones by id. What stays in the draw is always a beginning of that
+order, so a filter is one `Cut`: the last token that stays. Nothing is sorted but the few tokens around a cut.
+"""
+
+import numpy as np
+from numba import njit
+
+_BUCKETS_PER_UNIT = 8
+_NUM_BUCKETS = 32 * _BUCKETS_PER_UNIT + 1
+"""Tokens more than 32 below the best (e**-32 as likely) share the last bucket."""
+
+
+@njit("UniTuple(float64, 2)(f4[::1], f4[::1], b1, f8, f8, i8)", cache=True, nogil=True)
+def cut(below, weights, by_mass, target, last_below, last_id):  # type: ignore[no-untyped-def]  # Numba types it
+    """The shortest beginning of the order that reaches `target`, within the earlier cut (last_below, last_id).
+
+    The measure is `by_mass` the share of the weights within the earlier cut, else the number of tokens.
+    Returns the new cut (below, id); the earlier one where the target is not reached.
+    """
+    measure = np.zeros(_NUM_BUCKETS)
+    for i in range(below.size):
+        if below[i] < last_below or (below[i] == last_below and i <= last_id):
+            bucket = min(int(min(below[i], np.float32(32)) * _BUCKETS_PER_UNIT), _NUM_BUCKETS - 1)
+            measure[bucket] += weights[i] if by_mass else 1.0
+    if by_mass:
+        target *= measure.sum()
+    reached = 0.0
+    crossing = 0
+    while crossing < _NUM_BUCKETS and reached + measure[crossing] < target:
+        reached += measure[crossing]
+        crossing += 1
+    if crossing == _NUM_BUCKETS:
+        return float(last_below), float(last_id)
+    count = 0
+    ids = np.empty(below.size, np.int64)
+    for i in range(below.size):
+        bucket = min(int(min(below[i], np.float32(32)) * _BUCKETS_PER_UNIT), _NUM_BUCKETS - 1)
+        if bucket == crossing and (below[i] < last_below or (below[i] == last_below and i <= last_id)):
+            ids[count] = i
+            count += 1
+    # Ids come in rising order and the sort is stable: equal logits stay in order of id.
+    ids = ids[:count][np.argsort(below[ids[:count]], kind="mergesort")]
+    for i in ids:
+        reached += weights[i] if by_mass else 1.0
+        if reached >= target:
+            return float(below[i]), float(i)
+    return float(below[ids[-1]]), float(ids[-1])
+
+
+@njit("i8(f4[::1], f4[::1], f8, i8, f8)", cache=True, nogil=True)
+def draw(below, weights, last_below, last_id, uniform):  # type: ignore[no-untyped-def]  # Numba types it
+    """The token at `uniform` (0 ≤ u < 1) of the cumulative weight, by id, of the tokens within the cut."""
+    total = 0.0
+    for i in range(below.size):
+        if below[i] < last_below or (below[i] == last_below and i <= last_id):
+            total += weights[i]
+    target = uniform * total
+    reached = 0.0
+    chosen = -1
+    for i in range(below.size):
+        if weights[i] > 0 and (below[i] < last_below or (below[i] == last_below and i <= last_id)):
+            reached += weights[i]
+            chosen = i
+            if reached > target:
+                break
+    return chosen
