@@ -75,10 +75,14 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
 
 
 class Prefetch(msgspec.Struct, frozen=True, kw_only=True, tag="prefetch"):
-    """To a decode worker while prefill still runs: these blocks exist now and will be wanted by `request_id`."""
+    """To a decode worker while prefill still runs: these blocks exist now and will be wanted by `request_id`.
+
+    `tokens`: those of the blocks, block after block; the pool verifies what it reads against them.
+    """
 
     request_id: str
     block_keys: list[bytes]
+    tokens: list[int] = []
 
 
 ToWorker = Submit | Cancel | Prefetch

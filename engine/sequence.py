@@ -1,0 +1,154 @@
+"""A request inside a worker: its tokens, how far their KV is computed, the blocks that hold it, and what to report.
+
+    queued -> loading -> running -> closing -> over
+       ^______________________|                        preempted: blocks given back, tokens kept
+
+queued:   waits for room. Holds no blocks.
+loading:  holds its blocks; known KV is on its way in from the pool.
+running:  takes part in engine steps: prefill chunks first, then one token (or a verified draft) a step.
+closing:  no more steps; waits until its published blocks are acknowledged, so that its report is whole.
+"""
+
+import enum
+from collections import Counter
+from dataclasses import dataclass, field
+
+from engine.protocol import FinishReason, Handoff, Report, Role, SamplingParams, Submit
+from engine.timeline import Timeline
+from fabric.ledger import Transfer
+from memory_pool.keys import block_keys
+
+
+class Status(enum.Enum):
+    """Where a sequence is in its life; see the top of this file."""
+
+    QUEUED = "queued"
+    LOADING = "loading"
+    RUNNING = "running"
+    CLOSING = "closing"
+    OVER = "over"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyScheme:
+    """What the names of a worker's blocks are made from besides tokens and namespace."""
+
+    fingerprint: str
+    block_tokens: int
+
+    def keys(self, tokens: list[int], namespace: str) -> list[bytes]:
+        """Names of the full blocks of `tokens`."""
+        return block_keys(
+            tokens, block_tokens=self.block_tokens, fingerprint=self.fingerprint, namespace=namespace
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One submitted request. `link` is what it came over; `(link, request_id)` is its identity in the worker.
+
+    `tokens` are those of the prompt and then the generated ones; the KV of the first `num_computed` is in `blocks`.
+    `keys` are the names of the full blocks of `tokens`.
+    """
+
+    link: str
+    request_id: str
+    phase: Role
+    sampling: SamplingParams
+    namespace: str
+    priority: int
+    arrived_at: float
+    expires_at: float | None
+    handoff: Handoff | None
+    tokens: list[int]
+    num_prompt: int
+    scheme: KeyScheme
+    timeline: Timeline
+    keys: list[bytes]
+    status: Status = Status.QUEUED
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    draft: list[int] = field(default_factory=list)
+    """Guessed next tokens, verified by the coming step."""
+    finish_reason: FinishReason | None = None
+    transfers: list[Transfer] = field(default_factory=list)
+    num_publishing: int = 0
+    """Blocks on their way out that are not yet acknowledged."""
+    num_published: int = 0
+    """Leading full blocks handed to the publisher, or known to be in the pool."""
+    local_tokens: int = 0
+    fetched_tokens: int = 0
+    computed_tokens: int = 0
+    num_preemptions: int = 0
+    generated_counts: Counter[int] | None = None
+    """How often each token was generated; kept only when a penalty asks for it."""
+    prompt_set: frozenset[int] | None = None
+
+    @classmethod
+    def from_submit(cls, submit: Submit, *, link: str, scheme: KeyScheme, received_at: float) -> "Sequence":
+        """The sequence of a submitted request, queued."""
+        tokens = [*submit.prompt_tokens, *submit.generated_tokens]
+        sampling = submit.sampling
+        counts = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
+        return cls(
+            link=link,
+            request_id=submit.request_id,
+            phase=submit.phase,
+            sampling=sampling,
+            namespace=submit.namespace,
+            priority=submit.priority,
+            arrived_at=received_at,
+            expires_at=None if submit.expires_in_s is None else received_at + submit.expires_in_s,
+            handoff=submit.handoff,
+            tokens=tokens,
+            num_prompt=len(submit.prompt_tokens),
+            scheme=scheme,
+            timeline=Timeline(received_at),
+            keys=scheme.keys(tokens, submit.namespace),
+            generated_counts=Counter(submit.generated_tokens) if counts else None,
+            prompt_set=frozenset(submit.prompt_tokens) if sampling.repetition_penalty != 1.0 else None,
+        )
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """The link it came over and its request id."""
+        return self.link, self.request_id
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known: prompt and generated."""
+        return len(self.tokens)
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far, here and where the request was before."""
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Known tokens without KV. At least 1 while running; exactly 1 when it decodes."""
+        return len(self.tokens) - self.num_computed
+
+    def append(self, token: int, *, max_context_tokens: int) -> FinishReason | None:
+        """Take in a sampled token; the reason when it is the last one."""
+        self.tokens.append(token)
+        if self.generated_counts is not None:
+            self.generated_counts[token] += 1
+        if len(self.tokens) // self.scheme.block_tokens > len(self.keys):
+            self.keys = self.scheme.keys(self.tokens, self.namespace)
+        if token in self.sampling.stop_token_ids:
+            self.finish_reason = "stop"
+        elif self.num_generated >= self.sampling.max_tokens or len(self.tokens) >= max_context_tokens:
+            self.finish_reason = "length"
+        return self.finish_reason
+
+    def report(self, worker_id: str) -> Report:
+        """What this worker's part came to, so far."""
+        return Report(
+            worker_id=worker_id,
+            cached_tokens=min(self.local_tokens + self.fetched_tokens, self.num_prompt),
+            local_tokens=min(self.local_tokens, self.num_prompt),
+            computed_tokens=self.computed_tokens,
+            phases=self.timeline.phases(),
+            transfers=list(self.transfers),
+        )
