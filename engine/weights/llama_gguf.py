@@ -81,7 +81,6 @@ def tensors_of(file: GgufFile) -> Iterator[Tensor]:
 
 def _canonical(raw: RawTensor) -> Tensor:
     name = raw.name.removesuffix(".weight")
-    # A one-row dimension list is a vector; norms come as such.
     if raw.kind in KINDS:
         return Tensor(name, raw.kind, raw.shape, raw.data)
     assert raw.kind in DECODERS

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import ModelConfig
-from engine.weights import llama_gguf
+from engine.weights import llama_folder, llama_gguf
 from engine.weights.architecture import check_config, check_tensors
-from engine.weights.errors import ModelFileError
 from engine.weights.gguf import read_gguf
+from engine.weights.safetensors import read_tensors, weight_files
 from engine.weights.tensor import Tensor
 
 
@@ -20,7 +20,7 @@ from engine.weights.tensor import Tensor
 class ModelWeights:
     """A model ready for the engine: `tensors` by canonical name, Q and K in interleaved-pair RoPE order.
 
-    `digest` is the hex SHA-256 of the weights' content as shipped.
+    `digest` is the hex SHA-256 of the weights and their configuration as shipped.
     """
 
     config: ModelConfig
@@ -34,17 +34,23 @@ def load_weights(path: Path) -> ModelWeights:
     Raises ModelFileError, naming the file and what is wrong with it.
     """
     if path.is_dir():
-        raise ModelFileError(f"{path}: a folder, not a GGUF file")
-    file = read_gguf(path)
-    config = llama_gguf.config_of(file)
-    check_config(path, config)
-    tensors = {tensor.name: tensor for tensor in llama_gguf.tensors_of(file)}
+        files = weight_files(path)
+        config = llama_folder.config_of(path)
+        check_config(path, config)
+        tensors = {tensor.name: tensor for tensor in llama_folder.tensors_of(config, read_tensors(files))}
+        files.append(path / "config.json")
+    else:
+        file = read_gguf(path)
+        files = [path]
+        config = llama_gguf.config_of(file)
+        check_config(path, config)
+        tensors = {tensor.name: tensor for tensor in llama_gguf.tensors_of(file)}
     check_tensors(path, config, tensors)
-    return ModelWeights(config, tensors, content_digest([path]))
+    return ModelWeights(config, tensors, content_digest(path, files))
 
 
-def content_digest(files: list[Path]) -> str:
-    """Hex SHA-256 over the files' contents in the given order, remembered beside the first one.
+def content_digest(path: Path, files: list[Path]) -> str:
+    """Hex SHA-256 over the files' contents in the given order, remembered beside `path`.
 
     The remembered value counts as long as every file keeps its size and modification time. Where the folder
     cannot be written the digest is computed each time.
@@ -52,7 +58,7 @@ def content_digest(files: list[Path]) -> str:
     signature = [
         [file.name, status.st_size, status.st_mtime_ns] for file in files for status in [file.stat()]
     ]
-    note = files[0].with_name(files[0].name + ".digest")
+    note = path.with_name(path.name + ".digest")
     with suppress(OSError, ValueError, TypeError, KeyError):
         remembered = json.loads(note.read_text())
         if remembered["files"] == signature:
