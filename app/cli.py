@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from app.models.cli import models_app
+
 app = typer.Typer(
     name="cloudmatrix",
     help="Model-as-a-Service after CloudMatrix384: disaggregated prefill and decode over a pooled KV cache.",
@@ -12,6 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(models_app, name="models")
 
 MIB = 1 << 20
 
@@ -80,9 +83,27 @@ def up(
     )
 
 
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is all a user needs; imported when there is one, to keep the command quick."""
+    from app.matrix.data_folder import DataFolderError
+    from app.matrix.local import ProcessFailedError
+    from app.models.entry import ModelError
+    from app.up import UpError
+    from engine.weights.errors import ModelFileError
+    from memory_pool.redis_server import RedisServerError
+
+    return UpError, DataFolderError, ProcessFailedError, ModelError, ModelFileError, RedisServerError
+
+
 def main() -> None:
-    """Entry point of the `cloudmatrix` command."""
-    app()
+    """Entry point of the `cloudmatrix` command: exit status 1 and one clear message for an expected error."""
+    try:
+        app()
+    except Exception as error:
+        if not isinstance(error, _expected_errors()):
+            raise
+        typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":
