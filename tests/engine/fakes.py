@@ -60,7 +60,7 @@ class FakeModel:
         self.memory_array = np.full((num_blocks, BLOCK_TOKENS, 2), -1, np.int32)
         self.num_rows = 0
         self.num_steps = 0
-        self.max_prefill_rows_beside_decode = 0
+        self.forward_delay_s = 0.0
         self.fail_next = False
 
     def memory(self, block: int) -> memoryview:
@@ -70,6 +70,7 @@ class FakeModel:
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("the fake was told to fail")
+        time.sleep(self.forward_delay_s)
         self.num_steps += 1
         self.num_rows += len(batch.tokens)
         wanted = set(batch.logit_rows.tolist())
@@ -242,6 +243,9 @@ class Bench:
         last = self.last(request_id)
         assert isinstance(last, Prefilled)
         return last.handoff
+
+    def worker_keys(self, tokens: list[int]) -> list[bytes]:
+        return SCHEME.keys(tokens, "default")
 
     def check_books(self) -> None:
         """No block is used, nothing is under way, and the block manager's books balance."""

@@ -1,0 +1,63 @@
+"""A worker's entry in the directory: announced every second, gone four seconds after the last time.
+
+A directory that cannot be reached changes nothing for the worker: it serves whom it serves and announces itself again
+as soon as it can.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from engine.protocol import WorkerRecord
+from memory_pool.directory import AsyncDirectory, DirectoryError
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+TTL_S = 4.0
+
+
+class Membership:
+    """Announces `record()` as long as `run` runs."""
+
+    def __init__(self, directory: AsyncDirectory, record: Callable[[], WorkerRecord]) -> None:
+        self._directory = directory
+        self._record = record
+        self._changed = asyncio.Event()
+        self.is_announced = False
+
+    def announce_now(self) -> None:
+        """Something changed that others should know before the next heartbeat."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Announce until cancelled."""
+        while True:
+            self._changed.clear()
+            await self._announce()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
+
+    async def leave(self) -> None:
+        """Be gone at once instead of after the time to live."""
+        try:
+            await self._directory.withdraw(self._record().id)
+        except DirectoryError as error:
+            log.warning("cannot leave the directory, the entry runs out by itself: %s", error)
+        await self._directory.close()
+
+    async def _announce(self) -> None:
+        record = self._record()
+        try:
+            await self._directory.announce(record.id, msgspec.msgpack.encode(record), TTL_S)
+        except DirectoryError as error:
+            if self.is_announced:
+                log.warning("cannot announce myself, serving goes on: %s", error)
+            self.is_announced = False
+        else:
+            if not self.is_announced:
+                log.info("announced as %s", record.id)
+            self.is_announced = True

@@ -1,0 +1,313 @@
+"""A worker process's inside: model, engine thread, links and directory entry, tied to one life.
+
+    starting ──> ready <──> draining ──> ended
+                  role change: draining, then ready again in the new role
+
+The HTTP server is up from `starting` on; the directory says in which state the worker is, and only a ready one is
+given work.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from engine.config import KVLayout
+from engine.handoff import Pool
+from engine.links import Links
+from engine.membership import Membership
+from engine.metrics import WorkerMetrics
+from engine.model import Model
+from engine.protocol import (
+    Cancel,
+    Failed,
+    Location,
+    Prefetch,
+    Role,
+    Submit,
+    WorkerRecord,
+    WorkerState,
+)
+from engine.scheduler import Limits
+from engine.sequence import KeyScheme, Sequence
+from engine.step import Forward
+from engine.worker import Load, Worker
+from fabric.topology import DIES_PER_NODE, DIES_PER_NPU
+from memory_pool.block import BlockFormat
+from memory_pool.client import PoolClient
+from memory_pool.directory import AsyncDirectory
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.01
+_FLUSH_S = 2.0
+_JOIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a worker process was asked to be. `threads`: of the model's kernels."""
+
+    id: str
+    role: Role
+    model: str
+    model_path: Path
+    location: Location
+    redis_url: str
+    threads: int
+    kv_bytes: int
+    limits: Limits
+    max_context_tokens: int | None = None
+    kernels: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A loaded model with its KV cache, as far as a worker needs to know them."""
+
+    forward: Forward
+    memory: Callable[[int], memoryview]
+    close: Callable[[], None]
+    layout: KVLayout
+    fingerprint: str
+    num_blocks: int
+    max_context_tokens: int
+
+
+def load_engine(options: Options) -> Engine:
+    """Load the model of `options` and make a cache of as many whole blocks as `kv_bytes` hold.
+
+    Raises what `Model.load` raises, and ValueError when `kv_bytes` does not hold a single block.
+    """
+    model = Model.load(options.model_path, num_threads=options.threads, kernels=options.kernels)
+    config = model.config
+    layout = KVLayout(
+        num_layers=config.num_layers, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim
+    )
+    num_blocks = options.kv_bytes // layout.block_bytes
+    if num_blocks < 1:
+        raise ValueError(f"--kv-bytes {options.kv_bytes}: one block of this model takes {layout.block_bytes}")
+    cache = model.new_cache(num_blocks)
+    return Engine(
+        forward=lambda batch: model.forward(batch, cache),
+        memory=cache.block,
+        close=model.close,
+        layout=layout,
+        fingerprint=model.fingerprint,
+        num_blocks=num_blocks,
+        max_context_tokens=min(
+            options.max_context_tokens or config.max_context_tokens, config.max_context_tokens
+        ),
+    )
+
+
+def pool_client(options: Options, engine: Engine) -> PoolClient:
+    """The pool of this worker's model."""
+    layout = engine.layout
+    return PoolClient(
+        options.redis_url,
+        BlockFormat(
+            fingerprint=engine.fingerprint,
+            num_layers=layout.num_layers,
+            num_kv_heads=layout.num_kv_heads,
+            head_dim=layout.head_dim,
+            block_tokens=layout.block_tokens,
+            payload_bytes=layout.block_bytes,
+        ),
+    )
+
+
+def die_of(location: Location) -> str:
+    """The place of the supernode that a location stands for, e.g. `die:17`."""
+    return f"die:{location.node * DIES_PER_NODE + location.npu * DIES_PER_NPU + location.die}"
+
+
+class WorkerService:
+    """One worker. Its methods belong to the event loop's thread; `ended` is set when the process should go."""
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        url: str,
+        load: Callable[[Options], Engine] = load_engine,
+        make_pool: Callable[[Options, Engine], Pool] = pool_client,
+    ) -> None:
+        self.options = options
+        self.url = url
+        self.role: Role = options.role
+        self.state: WorkerState = "starting"
+        self.ended = asyncio.Event()
+        self.failure: BaseException | None = None
+        self.metrics = WorkerMetrics(options.model, options.id)
+        self.links = Links(on_message=self._on_message, on_closed=self._on_closed)
+        self._load = load
+        self._make_pool = make_pool
+        self._engine: Engine | None = None
+        self._worker: Worker | None = None
+        self._thread: threading.Thread | None = None
+        self._scheme: KeyScheme | None = None
+        self._membership = Membership(AsyncDirectory(options.redis_url), self.record)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Load the model and be ready. Raises what loading raises."""
+        self._spawn(self._membership.run())
+        began = time.monotonic()
+        options = self.options
+        engine = self._engine = await asyncio.to_thread(self._load, options)
+        loop = asyncio.get_running_loop()
+        self._scheme = KeyScheme(engine.fingerprint, engine.layout.block_tokens)
+        self._worker = Worker(
+            worker_id=options.id,
+            place=die_of(options.location),
+            forward=engine.forward,
+            memory=engine.memory,
+            num_blocks=engine.num_blocks,
+            block_tokens=engine.layout.block_tokens,
+            max_context_tokens=engine.max_context_tokens,
+            pool=self._make_pool(options, engine),
+            limits=options.limits,
+            metrics=self.metrics,
+            deliver=partial(_call_soon, loop, self.links.send),
+        )
+        self._thread = threading.Thread(
+            target=self._run, args=(self._worker, loop), name="engine", daemon=True
+        )
+        self._thread.start()
+        self._be("ready")
+        log.info(
+            "ready as %s after %.1f s, %d KV blocks", self.role, time.monotonic() - began, engine.num_blocks
+        )
+
+    async def drain(self, deadline_s: float | None = None) -> None:
+        """Take nothing new and finish what there is, or give it up after `deadline_s`. Returns when idle."""
+        self._be("draining")
+        if self._worker is None:
+            return
+        self._worker.is_draining = True
+        give_up_at = None if deadline_s is None else time.monotonic() + deadline_s
+        while not self._worker.is_idle and self.failure is None:
+            if give_up_at is not None and time.monotonic() >= give_up_at:
+                log.warning("still busy after %.0f s, given up: %s", deadline_s, self._worker.load())
+                break
+            await asyncio.sleep(_POLL_S)
+        await self.links.flush(_FLUSH_S)
+
+    def begin_exit(self, deadline_s: float | None = None) -> None:
+        """Drain, then end. Asked a second time, end at once."""
+        if self.state == "draining":
+            self.ended.set()
+        else:
+            self._spawn(self._drain_and_end(deadline_s))
+
+    def begin_role(self, role: Role) -> None:
+        """Drain, then go on as `role`. Raises ValueError unless the worker is ready."""
+        if self.state != "ready":
+            raise ValueError(f"the worker is {self.state}; a role is changed when it is ready")
+        if role != self.role:
+            self._spawn(self._change_role(role))
+
+    async def close(self) -> None:
+        """Leave the directory and end the threads."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._membership.leave()
+        if self._worker is not None and self._thread is not None:
+            self._worker.stop()
+            await asyncio.to_thread(self._thread.join, _JOIN_S)
+        if self._engine is not None:
+            self._engine.close()
+
+    def record(self) -> WorkerRecord:
+        """What the worker announces."""
+        engine, worker, options = self._engine, self._worker, self.options
+        load = (
+            worker.load()
+            if worker
+            else Load(running=0, waiting=0, queued_tokens=0, kv_blocks_used=0, kv_blocks_total=0)
+        )
+        return WorkerRecord(
+            id=options.id,
+            role=self.role,
+            state=self.state,
+            model=options.model,
+            fingerprint=engine.fingerprint if engine else "",
+            pid=os.getpid(),
+            url=self.url,
+            location=options.location,
+            block_tokens=engine.layout.block_tokens if engine else 0,
+            kv_bytes_per_token=engine.layout.bytes_per_token if engine else 0,
+            max_context_tokens=worker.max_context_tokens if worker else 0,
+            running=load.running,
+            waiting=load.waiting,
+            queued_tokens=load.queued_tokens,
+            kv_blocks_used=load.kv_blocks_used,
+            kv_blocks_total=load.kv_blocks_total,
+        )
+
+    def _run(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            worker.run()
+        except BaseException as error:
+            # A loop that died cannot serve or drain; whoever started this process starts another.
+            log.exception("the engine thread died")
+            self.failure = error
+            _call_soon(loop, self.ended.set)
+            raise
+
+    def _on_message(self, link: str, message: Submit | Cancel | Prefetch, received_at: float) -> None:
+        worker = self._worker
+        match message:
+            case Submit() if worker is None or self._scheme is None:
+                failed = Failed(
+                    request_id=message.request_id, code="overloaded", message="the worker is starting"
+                )
+                self.links.send({link: [failed]})
+            case Submit():
+                assert worker is not None
+                assert self._scheme is not None
+                worker.submit(
+                    Sequence.from_submit(message, link=link, scheme=self._scheme, received_at=received_at)
+                )
+            case Cancel() if worker is not None:
+                worker.cancel(link, message.request_id)
+            case Prefetch() if worker is not None:
+                worker.prefetch(link, message)
+
+    def _on_closed(self, link: str) -> None:
+        if self._worker is not None:
+            self._worker.close_link(link)
+
+    async def _drain_and_end(self, deadline_s: float | None) -> None:
+        await self.drain(deadline_s)
+        self.ended.set()
+
+    async def _change_role(self, role: Role) -> None:
+        await self.drain()
+        self.role = role
+        if self._worker is not None:
+            self._worker.is_draining = False
+        self._be("ready")
+
+    def _be(self, state: WorkerState) -> None:
+        self.state = state
+        self._membership.announce_now()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
+    # A loop that is closed has nobody left to tell.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, *args)
