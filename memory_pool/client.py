@@ -6,18 +6,21 @@ for a moment, so that an outage costs each request milliseconds instead of a tim
 """
 
 import enum
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memory_pool.block import BlockFormat, Damage, Tokens
+from memory_pool.books import Admission, Books, read_statistics
 from memory_pool.placement import place_of
 from memory_pool.redis_store import AsyncRedisStore, RedisStore
-from memory_pool.store import Get, Put, Store, StoreError
+from memory_pool.statistics import PoolStatistics
+from memory_pool.store import Get, Put, Store, StoreError, StoreFullError
 
+DEFAULT_NAMESPACE = "default"
 DEFAULT_BLOCK_TTL_S = 24 * 3600.0
 DEFAULT_TAIL_TTL_S = 120.0
+DEFAULT_LEASE_S = 30.0
 
 _PAUSE_S = 0.25
 
@@ -31,6 +34,9 @@ class Reason(enum.StrEnum):
     FOREIGN = "foreign"
     UNAVAILABLE = "unavailable"
     FULL = "full"
+    """The store has no room and nothing to evict."""
+    OVER_QUOTA = "over_quota"
+    """The namespace has no room."""
 
 
 _DAMAGED = frozenset({Reason.CORRUPT, Reason.TRUNCATED, Reason.FOREIGN})
@@ -43,6 +49,7 @@ class FetchItem:
     key: bytes
     tokens: Tokens
     into: memoryview
+    namespace: str = DEFAULT_NAMESPACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +64,16 @@ class FetchResult:
 
 @dataclass(frozen=True, slots=True)
 class PutItem:
-    """One block to publish. `ttl_s` is for tails and other request-scoped blocks, which replace an older one."""
+    """One block to publish, charged to its namespace.
+
+    `ttl_s` is for tails and other request-scoped blocks: they replace an older one and are not charged.
+    """
 
     key: bytes
     tokens: Tokens
     payload: memoryview
     ttl_s: float | None = None
+    namespace: str = DEFAULT_NAMESPACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,14 @@ class PutResult:
     reason: Reason | None
     num_bytes: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """How many leading blocks are in the pool, and why the first missing one is not (None: none is, or unknown)."""
+
+    num_blocks: int
+    miss_reason: str | None
 
 
 class _Rest:
@@ -96,82 +115,107 @@ class PoolClient:
         self, store: Store | str, block_format: BlockFormat, *, block_ttl_s: float = DEFAULT_BLOCK_TTL_S
     ) -> None:
         self._store: Store = RedisStore(store) if isinstance(store, str) else store
+        self._books = Books(self._store.connection) if isinstance(self._store, RedisStore) else None
         self._format = block_format
         self._block_ttl_s = block_ttl_s
         self._rest = _Rest()
-        self._lock = threading.Lock()
-        self._counts: dict[str, int] = {}
 
-    def lookup(self, keys: Sequence[bytes]) -> int:
+    def lookup(self, keys: Sequence[bytes], namespace: str = DEFAULT_NAMESPACE) -> int:
         """How many leading blocks are in the pool; 0 when it cannot be asked."""
-        count = 0
+        return self.look(keys, namespace).num_blocks
+
+    def look(self, keys: Sequence[bytes], namespace: str = DEFAULT_NAMESPACE) -> Lookup:
+        """How many leading blocks are in the pool, and why not more; none when it cannot be asked."""
+        if not keys or not self._rest.over:
+            return Lookup(0, None)
+        count, reason = 0, None
+        try:
+            count = self._store.count_prefix(keys)
+            if self._books is not None:
+                missing = keys[count] if count < len(keys) else None
+                reason = self._books.note_lookup(namespace, queries=len(keys), hits=count, missing=missing)
+        except StoreFullError:
+            pass  # not counted
+        except StoreError:
+            self._rest.failed()
+        return Lookup(count, reason)
+
+    def lease(self, keys: Sequence[bytes], *, holder: str, ttl_s: float = DEFAULT_LEASE_S) -> int:
+        """Hold leading blocks against eviction, until released or `ttl_s` is over; how many are there and held.
+
+        A pin is a lease with a long life. 0 when the pool cannot be asked.
+        """
         if keys and self._rest.over:
             try:
-                count = self._store.count_prefix(keys)
+                return self._store.lease(keys, holder, ttl_s)
+            except StoreFullError:
+                return 0
             except StoreError:
-                self._store_failed()
-        self._count(queries=len(keys), hits=count)
-        return count
+                self._rest.failed()
+        return 0
+
+    def release(self, keys: Sequence[bytes], *, holder: str) -> None:
+        """End the holder's leases; what cannot be released now runs out by itself."""
+        if keys and self._rest.over:
+            try:
+                self._store.release(keys, holder, self._block_ttl_s)
+            except StoreError:
+                self._rest.failed()
 
     def fetch(self, items: Sequence[FetchItem]) -> list[FetchResult]:
-        """Read blocks into their buffers and verify them.
+        """Read blocks into their buffers and verify them; what is not the block asked for is deleted.
 
         All are read before the first is verified: a pause between two reads would make the server wait for room in
         the socket, fall asleep and be woken again, which costs more than reading the payload from memory once more.
         """
         headers = [memoryview(bytearray(self._format.header_bytes(len(item.tokens)))) for item in items]
-        gets = [Get(item.key, (header, item.into)) for item, header in zip(items, headers, strict=True)]
-        arrivals: list[tuple[int | None, float]] = []
-        clock = time.perf_counter
+        lengths: list[int | None] = []
+        started_at = time.perf_counter()
         if items and self._rest.over:
-            before = clock()
+            gets = [Get(item.key, (header, item.into)) for item, header in zip(items, headers, strict=True)]
             try:
-                for length in self._store.get_many(gets):
-                    now = clock()
-                    arrivals.append((length, now - before))
-                    before = now
+                lengths = self._store.get_many(gets)
             except StoreError:
-                self._store_failed()
+                self._rest.failed()
+        if not lengths:
+            return [FetchResult(False, Reason.UNAVAILABLE, 0, 0.0)] * len(items)
+        read_s = (time.perf_counter() - started_at) / len(items)
         results: list[FetchResult] = []
-        for item, header, (length, seconds) in zip(items, headers, arrivals, strict=False):
-            before = clock()
+        for item, header, length in zip(items, headers, lengths, strict=True):
+            started_at = time.perf_counter()
             reason = self._examine(item, header, length)
-            results.append(FetchResult(reason is None, reason, length or 0, seconds + clock() - before))
-        lost = FetchResult(False, Reason.UNAVAILABLE, 0, 0.0)
-        results += [lost] * (len(items) - len(results))
-        self.delete([i.key for i, r in zip(items, results, strict=True) if r.reason in _DAMAGED])
-        for result in results:
-            self._count(**{"fetched" if result.reason is None else f"missed_{result.reason}": 1})
-        self._count(fetched_bytes=sum(result.num_bytes for result in results if result.ok))
+            seconds = read_s + time.perf_counter() - started_at
+            results.append(FetchResult(reason is None, reason, length or 0, seconds))
+        self._note_fetch(items, results)
         return results
 
     def publish(self, items: Sequence[PutItem]) -> list[PutResult]:
         """Store blocks. The payloads must not change until this returns. Blocks already there are not sent again."""
+        if not items or not self._rest.over:
+            return [PutResult(False, Reason.UNAVAILABLE, 0, 0.0)] * len(items)
         started_at = time.perf_counter()
-        present: list[bool] = []
-        stored: list[bool] = []
-        wanted: list[PutItem] = []
-        if items and self._rest.over:
-            try:
-                present = [
-                    there and item.ttl_s is None
-                    for item, there in zip(items, self._store.exists([i.key for i in items]), strict=True)
-                ]
-                wanted = [item for item, there in zip(items, present, strict=True) if not there]
-                stored = self._store.put_many([self._put(item) for item in wanted])
-            except StoreError:
-                self._store_failed()
-                stored = []
-        seconds = (time.perf_counter() - started_at) / max(1, len(items))
-        outcome = dict(zip((item.key for item in wanted), stored, strict=False))
-        results = [
-            self._put_result(item, bool(present) and present[index], outcome.get(item.key), seconds)
-            for index, item in enumerate(items)
+        reasons: dict[int, Reason | None] = {}
+        stored: list[int] = []
+        try:
+            admitted = self._admit(items, reasons)
+            for index, done in zip(
+                admitted, self._store.put_many([self._put(items[i]) for i in admitted]), strict=True
+            ):
+                reasons[index] = None if done else Reason.FULL
+                if done:
+                    stored.append(index)
+            self._settle(items, admitted, set(stored))
+        except StoreFullError:
+            reasons = {index: reasons.get(index, Reason.FULL) for index in range(len(items))}
+        except StoreError:
+            self._rest.failed()
+        seconds = (time.perf_counter() - started_at) / len(items)
+        sizes = {index: self._format.value_bytes(len(items[index].tokens)) for index in stored}
+        return [
+            PutResult(reason is None, reason, sizes.get(index, 0), seconds)
+            for index in range(len(items))
+            for reason in [reasons.get(index, Reason.UNAVAILABLE)]
         ]
-        for result in results:
-            self._count(**{"published" if result.reason is None else f"dropped_{result.reason}": 1})
-        self._count(published_bytes=sum(result.num_bytes for result in results))
-        return results
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """Remove blocks, e.g. a tail once it was read; how many there were."""
@@ -179,17 +223,21 @@ class PoolClient:
             try:
                 return self._store.delete(keys)
             except StoreError:
-                self._store_failed()
+                self._rest.failed()
         return 0
 
     def place_of(self, key: bytes) -> str:
         """The virtual supernode CPU whose DRAM holds the block, e.g. `cpu:17`."""
         return place_of(key)
 
-    def stats(self) -> dict[str, int]:
-        """Counts since this client was made."""
-        with self._lock:
-            return dict(self._counts)
+    def stats(self) -> PoolStatistics:
+        """What the pool holds and did, over all its clients."""
+        if self._books is not None and self._rest.over:
+            try:
+                return self._books.statistics()
+            except StoreError:
+                self._rest.failed()
+        return PoolStatistics(available=False)
 
     def close(self) -> None:
         """Release connections. Idempotent."""
@@ -203,26 +251,78 @@ class PoolClient:
         damage: Damage | None = self._format.verify(item.key, item.tokens, header, item.into)
         return None if damage is None else Reason(damage.value)
 
+    def _note_fetch(self, items: Sequence[FetchItem], results: Sequence[FetchResult]) -> None:
+        damaged = [item for item, result in zip(items, results, strict=True) if result.reason in _DAMAGED]
+        self.delete([item.key for item in damaged])
+        if self._books is None:
+            return
+        try:
+            for namespace in {item.namespace for item in items}:
+                good = [r for i, r in zip(items, results, strict=True) if r.ok and i.namespace == namespace]
+                counts = {"fetched": len(good), "fetched_bytes": sum(result.num_bytes for result in good)}
+                self._books.settle(namespace, {}, counts)
+                lost = {item.key: b"" for item in damaged if item.namespace == namespace}
+                self._books.forget(namespace, "damaged", lost)
+        except StoreFullError:
+            pass  # not counted
+        except StoreError:
+            self._rest.failed()
+
+    def _admit(self, items: Sequence[PutItem], reasons: dict[int, Reason | None]) -> list[int]:
+        """The items to send, by index; `reasons` takes what became of the others."""
+        blocks = [index for index, item in enumerate(items) if item.ttl_s is None]
+        admitted = [index for index, item in enumerate(items) if item.ttl_s is not None]
+        if self._books is None:
+            present = self._store.exists([items[index].key for index in blocks])
+            reasons.update({index: None for index, there in zip(blocks, present, strict=True) if there})
+            return sorted(admitted + [i for i, there in zip(blocks, present, strict=True) if not there])
+        for namespace in {items[index].namespace for index in blocks}:
+            mine = [index for index in blocks if items[index].namespace == namespace]
+            answers = self._charge(items, mine, also_stored=False)
+            believed = [index for index in mine if answers[index] is Admission.BELIEVED_STORED]
+            present = self._store.exists([items[index].key for index in believed])
+            gone = [index for index, there in zip(believed, present, strict=True) if not there]
+            answers |= self._charge(items, gone, also_stored=True)
+            for index in mine:
+                if answers[index] is Admission.CHARGED:
+                    admitted.append(index)
+                elif answers[index] is Admission.OVER_QUOTA:
+                    reasons[index] = Reason.OVER_QUOTA
+                else:
+                    reasons[index] = None
+        return sorted(admitted)
+
+    def _charge(
+        self, items: Sequence[PutItem], indices: list[int], *, also_stored: bool
+    ) -> dict[int, Admission]:
+        if not indices or self._books is None:
+            return {}
+        blocks = [(items[i].key, self._format.value_bytes(len(items[i].tokens))) for i in indices]
+        answers = self._books.admit(items[indices[0]].namespace, blocks, also_stored=also_stored)
+        return dict(zip(indices, answers, strict=True))
+
+    def _settle(self, items: Sequence[PutItem], admitted: Sequence[int], stored: set[int]) -> None:
+        if self._books is None:
+            return
+        for namespace in {items[index].namespace for index in admitted}:
+            outcome: dict[bytes, bool] = {}
+            for index in admitted:
+                if items[index].namespace == namespace and items[index].ttl_s is None:
+                    outcome[items[index].key] = index in stored
+            mine = [index for index in stored if items[index].namespace == namespace]
+            counts = {
+                "published": len(mine),
+                "published_bytes": sum(self._format.value_bytes(len(items[index].tokens)) for index in mine),
+                "dropped_full": sum(not done for done in outcome.values()),
+            }
+            self.delete(self._books.settle(namespace, outcome, counts))
+
     def _put(self, item: PutItem) -> Put:
-        header = self._format.encode_header(item.key, item.tokens, item.payload)
+        def parts() -> tuple[bytes, memoryview]:
+            return self._format.encode_header(item.key, item.tokens, item.payload), item.payload
+
         ttl_s = self._block_ttl_s if item.ttl_s is None else item.ttl_s
-        return Put(item.key, (header, item.payload), ttl_s, replace=item.ttl_s is not None)
-
-    def _put_result(self, item: PutItem, present: bool, stored: bool | None, seconds: float) -> PutResult:
-        if present:
-            return PutResult(True, None, 0, seconds)
-        if stored:
-            return PutResult(True, None, self._format.value_bytes(len(item.tokens)), seconds)
-        return PutResult(False, Reason.UNAVAILABLE if stored is None else Reason.FULL, 0, seconds)
-
-    def _store_failed(self) -> None:
-        self._rest.failed()
-        self._count(store_failures=1)
-
-    def _count(self, **more: int) -> None:
-        with self._lock:
-            for name, number in more.items():
-                self._counts[name] = self._counts.get(name, 0) + number
+        return Put(item.key, parts, ttl_s, replace=item.ttl_s is not None)
 
 
 class AsyncPoolClient:
@@ -242,9 +342,14 @@ class AsyncPoolClient:
             self._rest.failed()
             return 0
 
-    async def stats(self) -> dict[str, int]:
-        """What the pool holds."""
-        return {}
+    async def stats(self) -> PoolStatistics:
+        """What the pool holds and did, over all its clients."""
+        if self._rest.over:
+            try:
+                return await read_statistics(self._store.connection)
+            except StoreError:
+                self._rest.failed()
+        return PoolStatistics(available=False)
 
     async def close(self) -> None:
         """Release connections."""

@@ -7,36 +7,12 @@ Redis apart.
 
 import contextlib
 from collections.abc import Iterator
-from typing import cast
 
-import redis
-import redis.asyncio
+from memory_pool import scripts
+from memory_pool.connection import DEFAULT_TIMEOUT_S, AsyncConnection, Connection
+from memory_pool.store import StoreError
 
 DEFAULT_GROUP = "workers"
-
-_TIMEOUT_S = 2.0
-
-_NOW = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-"""
-_ANNOUNCE = _NOW + "redis.call('HSET', KEYS[1], ARGV[1], struct.pack('<d', now + ARGV[3]) .. ARGV[2])"
-_MEMBERS = (
-    _NOW
-    + """
-local found = redis.call('HGETALL', KEYS[1])
-local alive = {}
-for i = 1, #found, 2 do
-  if struct.unpack('<d', found[i + 1]) > now then
-    alive[#alive + 1] = found[i]
-    alive[#alive + 1] = string.sub(found[i + 1], 9)
-  else
-    redis.call('HDEL', KEYS[1], found[i])
-  end
-end
-return alive
-"""
-)
 
 
 class DirectoryError(Exception):
@@ -46,61 +22,57 @@ class DirectoryError(Exception):
 class Directory:
     """For threads: a worker's side. Every verb raises DirectoryError when Redis cannot be reached."""
 
-    def __init__(self, url: str, *, group: str = DEFAULT_GROUP, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(self, url: str, *, group: str = DEFAULT_GROUP, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self._key = f"cm:dir:{group}"
-        self._redis = redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
-        self._announce = self._redis.register_script(_ANNOUNCE)
-        self._members = self._redis.register_script(_MEMBERS)
+        self._connection = Connection(url, timeout_s=timeout_s)
 
     def announce(self, member_id: str, record: bytes, ttl_s: float) -> None:
         """Be a member for the next `ttl_s` seconds."""
         with _directory_errors():
-            self._announce(keys=[self._key], args=[member_id, record, round(ttl_s * 1000)])
+            self._connection.run(scripts.ANNOUNCE, [self._key], [member_id, record, round(ttl_s * 1000)])
 
     def withdraw(self, member_id: str) -> None:
         """Be a member no more."""
         with _directory_errors():
-            self._redis.hdel(self._key, member_id)
+            self._connection.call("HDEL", self._key, member_id)
 
     def members(self) -> dict[str, bytes]:
         """The records of those alive, by id."""
         with _directory_errors():
-            return _by_id(cast("list[bytes]", self._members(keys=[self._key])))
+            return _by_id(self._connection.run(scripts.MEMBERS, [self._key]))
 
     def close(self) -> None:
         """Release connections."""
-        self._redis.close()
+        self._connection.close()
 
 
 class AsyncDirectory:
     """For an event loop: the gateway's side; see Directory."""
 
-    def __init__(self, url: str, *, group: str = DEFAULT_GROUP, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(self, url: str, *, group: str = DEFAULT_GROUP, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self._key = f"cm:dir:{group}"
-        self._redis = redis.asyncio.Redis.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
-        )
-        self._announce = self._redis.register_script(_ANNOUNCE)
-        self._members = self._redis.register_script(_MEMBERS)
+        self._connection = AsyncConnection(url, timeout_s=timeout_s)
 
     async def announce(self, member_id: str, record: bytes, ttl_s: float) -> None:
         """See Directory."""
         with _directory_errors():
-            await self._announce(keys=[self._key], args=[member_id, record, round(ttl_s * 1000)])
+            await self._connection.run(
+                scripts.ANNOUNCE, [self._key], [member_id, record, round(ttl_s * 1000)]
+            )
 
     async def withdraw(self, member_id: str) -> None:
         """See Directory."""
         with _directory_errors():
-            await self._redis.hdel(self._key, member_id)
+            await self._connection.call("HDEL", self._key, member_id)
 
     async def members(self) -> dict[str, bytes]:
         """See Directory."""
         with _directory_errors():
-            return _by_id(await self._members(keys=[self._key]))
+            return _by_id(await self._connection.run(scripts.MEMBERS, [self._key]))
 
     async def close(self) -> None:
         """Release connections."""
-        await self._redis.aclose()
+        await self._connection.close()
 
 
 def _by_id(flat: list[bytes]) -> dict[str, bytes]:
@@ -111,5 +83,5 @@ def _by_id(flat: list[bytes]) -> dict[str, bytes]:
 def _directory_errors() -> Iterator[None]:
     try:
         yield
-    except (redis.RedisError, OSError) as error:
-        raise DirectoryError(f"{type(error).__name__}: {error}") from error
+    except StoreError as error:
+        raise DirectoryError(str(error)) from error

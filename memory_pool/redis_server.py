@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from memory_pool.redis_store import endpoint_of
+from memory_pool.connection import endpoint_of
 from memory_pool.resp import Channel, ChannelError, RefusedError
 
 DEFAULT_MAXMEMORY_BYTES = 2 << 30

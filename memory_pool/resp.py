@@ -7,7 +7,7 @@ scatter-gather writes and receives straight into the caller's buffers. It knows 
 
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Buffer = bytes | bytearray | memoryview
@@ -83,39 +83,56 @@ class Channel:
         except OSError as error:
             raise ChannelError(str(error)) from error
 
-    def get_into(self, keys: Sequence[bytes], into: Sequence[Sequence[memoryview]]) -> Iterator[Length]:
-        """Fetch values, each scattered over its own buffers; the length of each as it arrives, None where absent.
+    def ask(self, commands: Sequence[Sequence[bytes]]) -> list[bytes | RefusedError]:
+        """Commands whose answers are one line each, in one go, e.g. EXISTS: the lines, or the errors."""
+        answers = bytes(self._rest)
+        self._rest = memoryview(b"")
+        try:
+            self._socket.sendall(b"".join([command(*words) for words in commands]))
+            while answers.count(b"\r\n") < len(commands):
+                self._fill()
+                answers += self._rest
+                self._rest = memoryview(b"")
+        except OSError as error:
+            raise ChannelError(str(error)) from error
+        lines = answers.split(b"\r\n")[: len(commands)]
+        return [RefusedError(line[1:].decode()) if line[:1] == b"-" else line for line in lines]
 
-        A value whose length is not the buffers' total is drained and its buffers hold garbage. The channel is of use
-        again only after the last one.
+    def get_into(self, keys: Sequence[bytes], into: Sequence[Sequence[memoryview]]) -> list[Length]:
+        """Fetch values, each scattered over its own buffers; the length of each, None where absent.
+
+        A value whose length is not the buffers' total is drained and its buffers hold garbage.
         """
+        lengths: list[Length] = []
         sent = 0
-        for received, parts in enumerate(into):
-            try:
+        try:
+            for received, parts in enumerate(into):
                 if sent - received <= _WINDOW // 2 and sent < len(keys):
                     upto = min(len(keys), received + _WINDOW)
                     self._socket.sendall(b"".join(command(b"GET", key) for key in keys[sent:upto]))
                     sent = upto
-                length = self._read_value(parts)
-            except OSError as error:
-                raise ChannelError(str(error)) from error
-            yield length
+                lengths.append(self._read_value(parts))
+        except OSError as error:
+            raise ChannelError(str(error)) from error
+        return lengths
 
     def set_from(
-        self, puts: Sequence[tuple[bytes, Sequence[Buffer], Sequence[bytes]]]
+        self, puts: Iterable[tuple[bytes, Sequence[Buffer], Sequence[bytes]]]
     ) -> list[bool | RefusedError]:
         """Store values gathered from buffers: `(key, parts, options)` with options such as `EX 60 NX`.
 
         True where stored, False where an option (NX) kept the server from storing.
         """
         answers: list[bool | RefusedError] = []
+        sent = 0
         try:
             for key, parts, options in puts:
                 size = sum(memoryview(part).nbytes for part in parts)
                 head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (3 + len(options), len(key), key, size)
                 end = b"\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(option), option) for option in options)
                 self._send([head, *parts, end])
-            for _ in puts:
+                sent += 1
+            for _ in range(sent):
                 try:
                     answers.append(self._read_line()[:1] == b"+")
                 except RefusedError as refusal:

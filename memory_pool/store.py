@@ -4,17 +4,24 @@ A store is shared by threads. It keeps a value whole or not at all and never cha
 verb raises `StoreError` when the store cannot be reached or refuses; what had been done until then stays done.
 """
 
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from memory_pool.lease import LeaseTable
 
 Buffer = bytes | bytearray | memoryview
 
 
 class StoreError(Exception):
     """The store cannot be reached, timed out or refused."""
+
+
+class StoreFullError(StoreError):
+    """The store has no memory for a write; reads go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +34,13 @@ class Get:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Store the concatenation of `parts` for `ttl_s` seconds; what is there already stays, unless `replace`."""
+    """Store the concatenation of parts for `ttl_s` seconds; what is there already stays, unless `replace`.
+
+    `parts` is called when the value is about to be sent, so that preparing one overlaps with storing the one before.
+    """
 
     key: bytes
-    parts: Sequence[Buffer]
+    parts: Callable[[], Sequence[Buffer]]
     ttl_s: float
     replace: bool = False
 
@@ -38,8 +48,8 @@ class Put:
 class Store(Protocol):
     """Keys are names of `keys.py`: 32 bytes."""
 
-    def get_many(self, gets: Sequence[Get]) -> Iterator[int | None]:
-        """The length of each value as it arrives, None where there is none.
+    def get_many(self, gets: Sequence[Get]) -> list[int | None]:
+        """The length of each value, None where there is none.
 
         Buffers are filled only where the length fits them; otherwise they hold garbage.
         """
@@ -61,6 +71,18 @@ class Store(Protocol):
         """Remove values; how many there were."""
         ...
 
+    def lease(self, keys: Sequence[bytes], holder: str, ttl_s: float) -> int:
+        """Hold leading values against eviction until released or `ttl_s` is over; how many are there and held."""
+        ...
+
+    def release(self, keys: Sequence[bytes], holder: str, ttl_s: float) -> None:
+        """End the holder's leases; a value nobody holds any more has `ttl_s` to live."""
+        ...
+
+    def evict(self, keys: Sequence[bytes]) -> list[bool]:
+        """Remove values unless they are held; True where one was removed."""
+        ...
+
     def close(self) -> None:
         """Release connections. Idempotent."""
         ...
@@ -77,18 +99,21 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._values: dict[bytes, tuple[bytes, float]] = {}
         self._used_bytes = 0
+        self._leases = LeaseTable()
 
-    def get_many(self, gets: Sequence[Get]) -> Iterator[int | None]:
+    def get_many(self, gets: Sequence[Get]) -> list[int | None]:
         """See Store."""
+        lengths: list[int | None] = []
         for get in gets:
             with self._lock:
                 value = self._live(get.key)
+            lengths.append(None if value is None else len(value))
             if value is not None and len(value) == sum(part.nbytes for part in get.into):
                 at = 0
                 for part in get.into:
                     part[:] = value[at : at + part.nbytes]
                     at += part.nbytes
-            yield None if value is None else len(value)
+        return lengths
 
     def put_many(self, puts: Sequence[Put]) -> list[bool]:
         """See Store."""
@@ -109,11 +134,40 @@ class MemoryStore:
         with self._lock:
             return sum(self._live(key) is not None and self._drop(key) for key in keys)
 
+    def lease(self, keys: Sequence[bytes], holder: str, ttl_s: float) -> int:
+        """See Store."""
+        with self._lock:
+            for count, key in enumerate(keys):
+                value = self._live(key)
+                if value is None:
+                    return count
+                self._leases.lease(key, holder, self._clock() + ttl_s)
+                self._values[key] = (value, math.inf)
+            return len(keys)
+
+    def release(self, keys: Sequence[bytes], holder: str, ttl_s: float) -> None:
+        """See Store."""
+        with self._lock:
+            for key in keys:
+                self._leases.release(key, holder)
+                value = self._live(key)
+                if value is not None and not self._leases.is_leased(key, self._clock()):
+                    self._values[key] = (value, self._clock() + ttl_s)
+
+    def evict(self, keys: Sequence[bytes]) -> list[bool]:
+        """See Store."""
+        with self._lock:
+            now = self._clock()
+            return [
+                not self._leases.is_leased(key, now) and self._live(key) is not None and self._drop(key)
+                for key in keys
+            ]
+
     def close(self) -> None:
         """See Store."""
 
     def _put(self, put: Put) -> bool:
-        value = b"".join(put.parts)
+        value = b"".join(put.parts())
         with self._lock:
             if self._live(put.key) is not None:
                 if not put.replace:

@@ -12,7 +12,7 @@ GATEWAY_SEES = {
     "engine": {"protocol", "config", "timeline"},
     "memory_pool": {"keys", "client", "directory", "statistics"},
 }
-KNOWS_REDIS = {"memory_pool/redis_store.py", "memory_pool/directory.py"}
+KNOWS_REDIS = {"memory_pool/connection.py"}
 
 
 def sources(*places: str) -> list[Path]:
@@ -58,7 +58,7 @@ def test_gateway_sees_only_names_and_statistics_of_engine_and_pool() -> None:
     assert wrong == []
 
 
-def test_redis_is_known_in_two_files() -> None:
+def test_redis_is_known_in_one_file() -> None:
     knowing = {
         str(path.relative_to(ROOT))
         for path in sources(*ROOMS)

@@ -33,14 +33,20 @@ def keys_of(tokens: list[int], namespace: str = "default") -> list[bytes]:
 def puts_of(tokens: list[int], namespace: str = "default") -> list[PutItem]:
     step = FORMAT.block_tokens
     return [
-        PutItem(key, tokens[i * step : (i + 1) * step], memoryview(os.urandom(FORMAT.payload_bytes)))
+        PutItem(
+            key,
+            tokens[i * step : (i + 1) * step],
+            memoryview(os.urandom(FORMAT.payload_bytes)),
+            None,
+            namespace,
+        )
         for i, key in enumerate(keys_of(tokens, namespace))
     ]
 
 
 def fetches_of(puts: list[PutItem]) -> list[FetchItem]:
     return [
-        FetchItem(put.key, put.tokens, memoryview(np.zeros(FORMAT.payload_bytes, np.uint8)))  # type: ignore[arg-type]
+        FetchItem(put.key, put.tokens, memoryview(np.zeros(FORMAT.payload_bytes, np.uint8)), put.namespace)  # type: ignore[arg-type]
         for put in puts
     ]
 

@@ -20,6 +20,10 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     made.close()
 
 
+def put(number: int, *parts: Buffer, ttl_s: float = 60.0, replace: bool = False) -> Put:
+    return Put(key(number), lambda: parts, ttl_s, replace)
+
+
 def key(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
@@ -32,18 +36,18 @@ def read(store: Store, number: int, size: int) -> bytes | None:
 
 def test_values_come_back_scattered_as_they_were_gathered(store: Store) -> None:
     parts: list[Buffer] = [b"head", bytearray(b"middle"), memoryview(os.urandom(300_000))]
-    assert store.put_many([Put(key(1), parts, 60.0)]) == [True]
+    assert store.put_many([put(1, *parts)]) == [True]
     head, rest = bytearray(7), bytearray(300_003)
-    assert list(store.get_many([Get(key(1), [memoryview(head), memoryview(rest)])])) == [300_010]
+    assert (store.get_many([Get(key(1), [memoryview(head), memoryview(rest)])])) == [300_010]
     assert bytes(head + rest) == b"".join(parts)
 
 
 def test_many_at_once_with_holes_and_wrong_sizes(store: Store) -> None:
     values = [os.urandom(10_000 + i) for i in range(40)]
-    store.put_many([Put(key(i), [value], 60.0) for i, value in enumerate(values) if i % 3])
+    store.put_many([put(i, value) for i, value in enumerate(values) if i % 3])
     # Every fifth reader expects one byte too many: it learns the true length, and the others are not disturbed.
     buffers = [bytearray(len(value) + (i % 5 == 0)) for i, value in enumerate(values)]
-    lengths = list(store.get_many([Get(key(i), [memoryview(buffer)]) for i, buffer in enumerate(buffers)]))
+    lengths = store.get_many([Get(key(i), [memoryview(buffer)]) for i, buffer in enumerate(buffers)])
     for i, value in enumerate(values):
         assert lengths[i] == (len(value) if i % 3 else None)
         if i % 3 and i % 5:
@@ -51,15 +55,15 @@ def test_many_at_once_with_holes_and_wrong_sizes(store: Store) -> None:
 
 
 def test_a_value_is_kept_unless_replaced(store: Store) -> None:
-    store.put_many([Put(key(1), [b"old"], 60.0)])
-    assert store.put_many([Put(key(1), [b"new"], 60.0)]) == [True]
+    store.put_many([put(1, b"old")])
+    assert store.put_many([put(1, b"new")]) == [True]
     assert read(store, 1, 3) == b"old"
-    assert store.put_many([Put(key(1), [b"new"], 60.0, replace=True)]) == [True]
+    assert store.put_many([put(1, b"new", replace=True)]) == [True]
     assert read(store, 1, 3) == b"new"
 
 
 def test_count_prefix_stops_at_the_first_hole(store: Store) -> None:
-    store.put_many([Put(key(i), [b"x"], 60.0) for i in (0, 1, 3)])
+    store.put_many([put(i, b"x") for i in (0, 1, 3)])
     assert store.count_prefix([key(i) for i in range(4)]) == 2
     assert store.count_prefix([key(1), key(3)]) == 2
     assert store.count_prefix([key(2), key(3)]) == 0
@@ -69,7 +73,7 @@ def test_count_prefix_stops_at_the_first_hole(store: Store) -> None:
 
 
 def test_delete_tells_how_many_there_were(store: Store) -> None:
-    store.put_many([Put(key(1), [b"x"], 60.0), Put(key(2), [b"x"], 60.0)])
+    store.put_many([put(1, b"x"), put(2, b"x")])
     assert store.delete([key(1), key(5)]) == 1
     assert store.delete([]) == 0
     assert read(store, 1, 1) is None
@@ -77,18 +81,36 @@ def test_delete_tells_how_many_there_were(store: Store) -> None:
 
 
 def test_a_value_goes_when_its_time_is_over(store: Store) -> None:
-    store.put_many([Put(key(1), [b"x"], 0.02), Put(key(2), [b"x"], 60.0)])
+    store.put_many([put(1, b"x", ttl_s=0.02), put(2, b"x")])
     poll(lambda: read(store, 1, 1) is None)
     assert store.count_prefix([key(1)]) == 0
     assert read(store, 2, 1) == b"x"
 
 
-def test_a_reader_that_leaves_early_harms_nobody(store: Store) -> None:
-    store.put_many([Put(key(i), [bytes([i]) * 100_000], 60.0) for i in range(6)])
-    answers = store.get_many([Get(key(i), [memoryview(bytearray(100_000))]) for i in range(6)])
-    assert next(answers) == 100_000
-    answers.close()  # type: ignore[attr-defined]
-    assert read(store, 5, 100_000) == bytes([5]) * 100_000
+def test_a_held_value_is_not_evicted(store: Store) -> None:
+    store.put_many([put(i, b"x") for i in range(4)])
+    keys = [key(i) for i in range(4)]
+    assert store.lease(keys[:2], "one", 60.0) == 2
+    assert store.lease(keys[1:3], "two", 60.0) == 2
+    store.release(keys[:2], "one", 60.0)
+    # 0 is free again, 1 and 2 are still held by two, 3 never was.
+    assert store.evict(keys) == [True, False, False, True]
+    store.release(keys[1:3], "two", 60.0)
+    assert store.evict(keys) == [False, True, True, False]
+
+
+def test_a_lease_counts_what_is_there_and_runs_out(store: Store) -> None:
+    store.put_many([put(0, b"x"), put(2, b"x")])
+    assert store.lease([key(i) for i in range(3)], "one", 0.05) == 1
+    assert store.evict([key(0)]) == [False]
+    poll(lambda: store.evict([key(0)]) == [True])
+
+
+def test_a_released_value_has_its_time_to_live_again(store: Store) -> None:
+    store.put_many([put(0, b"x", ttl_s=0.05)])
+    store.lease([key(0)], "one", 60.0)
+    store.release([key(0)], "one", 0.02)
+    poll(lambda: store.exists([key(0)]) == [False])
 
 
 def test_threads_share_a_store(store: Store) -> None:
@@ -98,7 +120,7 @@ def test_threads_share_a_store(store: Store) -> None:
         for turn in range(20):
             value = os.urandom(5000)
             number = thread * 100 + turn
-            store.put_many([Put(key(number), [value], 60.0)])
+            store.put_many([put(number, value)])
             if read(store, number, 5000) != value:
                 wrong.append(number)
 
@@ -112,6 +134,6 @@ def test_threads_share_a_store(store: Store) -> None:
 
 def test_a_full_memory_store_refuses_and_keeps_what_it_has() -> None:
     store = MemoryStore(capacity_bytes=10)
-    assert store.put_many([Put(key(1), [b"12345678"], 60.0), Put(key(2), [b"123"], 60.0)]) == [True, False]
+    assert store.put_many([put(1, b"12345678"), put(2, b"123")]) == [True, False]
     store.delete([key(1)])
-    assert store.put_many([Put(key(2), [b"123"], 60.0)]) == [True]
+    assert store.put_many([put(2, b"123")]) == [True]

@@ -1,0 +1,163 @@
+"""The books of the pool: what each namespace holds, may hold and did. Every entry is one atomic step inside Redis.
+
+The life of a charge:
+
+    absent -> charged, writing -> stored -> absent (evicted, damaged, expired: refunded)
+                               -> absent (no writer stored it, or the writers died: refunded)
+
+A namespace's charges never exceed its quota, however many write at once. Request-scoped tails are not charged: they
+live for seconds. All verbs raise StoreError when Redis cannot be reached.
+"""
+
+import enum
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from memory_pool import scripts
+from memory_pool.connection import AsyncConnection, Connection
+from memory_pool.statistics import NamespaceStatistics, PoolStatistics, TierStatistics, namespace_statistics
+
+NAMESPACES = "cm:namespaces"
+WRITE_TIMEOUT_S = 60.0
+"""A writer that has not settled by then is taken for dead."""
+MAX_REMEMBERED = 20_000
+"""Names of lost blocks kept per namespace to tell why a miss missed."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+class Admission(enum.IntEnum):
+    """What became of a wish to store a block."""
+
+    OVER_QUOTA = 0
+    CHARGED = 1
+    BELIEVED_STORED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One block in the books. `raw` is the entry as read, to change it only if nobody else has."""
+
+    key: bytes
+    num_bytes: int
+    writers: int
+    stored: bool
+    deadline_ms: int
+    raw: bytes
+
+
+def check_namespace(namespace: str) -> str:
+    """The namespace itself. Raises ValueError when it is not a name."""
+    if not _NAME.fullmatch(namespace):
+        raise ValueError(f"namespace must be 1 to 128 of A-Z a-z 0-9 _ . : -, not {namespace!r}")
+    return namespace
+
+
+class Books:
+    """For threads: workers and the keeper."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def admit(
+        self, namespace: str, blocks: Sequence[tuple[bytes, int]], *, also_stored: bool = False
+    ) -> list[Admission]:
+        """Charge blocks of `(key, num_bytes)` that are to be stored, as far as the quota goes."""
+        args: list[bytes | int] = [round(WRITE_TIMEOUT_S * 1000), int(also_stored)]
+        for key, num_bytes in blocks:
+            args += [key, num_bytes]
+        known, *answers = self._connection.run(scripts.ADMIT, _keys(namespace)[:2], args)
+        if not known:
+            self._connection.call("SADD", NAMESPACES, namespace)
+        return [Admission(answer) for answer in answers]
+
+    def settle(
+        self, namespace: str, outcome: Mapping[bytes, bool], counts: Mapping[str, int] | None = None
+    ) -> list[bytes]:
+        """Say which charged blocks were stored; the others are refunded. Adds counts to the account.
+
+        The keys whose charge is gone, because this writer was taken for dead: they must be deleted again.
+        """
+        counts = {name: more for name, more in (counts or {}).items() if more}
+        args: list[bytes | str | int] = [len(counts)]
+        for name, more in counts.items():
+            args += [name, more]
+        for key, stored in outcome.items():
+            args += [key, int(stored)]
+        answers = self._connection.run(scripts.SETTLE, _keys(namespace)[:2], args)
+        return [key for key, known in zip(outcome, answers, strict=True) if not known]
+
+    def note_lookup(self, namespace: str, *, queries: int, hits: int, missing: bytes | None) -> str | None:
+        """Count a lookup; why the first missing block missed: `never_seen`, `evicted` or `damaged`."""
+        reason = self._connection.run(scripts.NOTE_LOOKUP, _keys(namespace), [queries, hits, missing or b""])
+        return reason.decode() or None
+
+    def forget(self, namespace: str, reason: str, blocks: Mapping[bytes, bytes]) -> int:
+        """Refund blocks that are no more; `blocks`: the entry as read, or empty for any, by key. How many were."""
+        if not blocks:
+            return 0
+        args: list[bytes | str | int] = [reason, MAX_REMEMBERED]
+        for key, raw in blocks.items():
+            args += [key, raw]
+        return sum(self._connection.run(scripts.FORGET, _keys(namespace), args))
+
+    def charges(self, namespace: str) -> list[Charge]:
+        """All entries of a namespace."""
+        flat = self._connection.call("HGETALL", _keys(namespace)[0])
+        pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+        return [_charge(key, raw) for key, raw in pairs]
+
+    def set_quota(self, namespace: str, quota_bytes: int | None) -> None:
+        """Limit a namespace's blocks; None: no limit. What is over a new quota is evicted by the keeper."""
+        if quota_bytes is not None and quota_bytes < 0:
+            raise ValueError(f"quota_bytes must not be negative, not {quota_bytes}")
+        account = _keys(check_namespace(namespace))[1]
+        if quota_bytes is None:
+            self._connection.call("HDEL", account, "quota_bytes")
+        else:
+            self._connection.call("HSET", account, "quota_bytes", quota_bytes)
+        self._connection.call("SADD", NAMESPACES, namespace)
+
+    def namespaces(self) -> list[str]:
+        """Every namespace ever written to."""
+        return sorted(name.decode() for name in self._connection.call("SMEMBERS", NAMESPACES))
+
+    def statistics(self) -> PoolStatistics:
+        """What the pool holds and did."""
+        each: dict[str, NamespaceStatistics] = {}
+        for namespace in self.namespaces():
+            charges, account, _ = _keys(namespace)
+            answer = self._connection.call("HGETALL", account)
+            each[namespace] = namespace_statistics(_counts(answer), self._connection.call("HLEN", charges))
+        return _pool_statistics(each, *self._connection.memory())
+
+
+async def read_statistics(connection: AsyncConnection) -> PoolStatistics:
+    """What the pool holds and did, for an event loop. Raises StoreError."""
+    each: dict[str, NamespaceStatistics] = {}
+    for name in sorted(await connection.call("SMEMBERS", NAMESPACES)):
+        charges, account, _ = _keys(name.decode())
+        answer = await connection.call("HGETALL", account)
+        each[name.decode()] = namespace_statistics(_counts(answer), await connection.call("HLEN", charges))
+    return _pool_statistics(each, *await connection.memory())
+
+
+def _pool_statistics(each: Mapping[str, NamespaceStatistics], used: int, allowed: int) -> PoolStatistics:
+    blocks = sum(one.blocks for one in each.values())
+    dram = TierStatistics(used_bytes=used, capacity_bytes=allowed or None, blocks=blocks)
+    return PoolStatistics(available=True, namespaces=each, tiers={"dram": dram})
+
+
+def _keys(namespace: str) -> list[str]:
+    return [f"cm:ns:{{{namespace}}}:{part}" for part in ("charges", "account", "gone")]
+
+
+def _counts(answer: Mapping[bytes, bytes] | Sequence[bytes]) -> dict[str, int]:
+    pairs = answer.items() if isinstance(answer, Mapping) else zip(answer[::2], answer[1::2], strict=True)
+    return {name.decode(): int(value) for name, value in pairs}
+
+
+def _charge(key: bytes, raw: bytes) -> Charge:
+    size, writers, stored, deadline = (int(word) for word in raw.split())
+    return Charge(key, size, writers, bool(stored), deadline, raw)

@@ -1,0 +1,225 @@
+"""The Lua scripts of the pool: every decision that must be one atomic step inside Redis.
+
+All keys of a script share one hash tag, so each runs on Redis Cluster as well. Instants are milliseconds on Redis's
+own clock. A charge is `size writers stored deadline`: bytes charged, writers under way, whether a writer has stored
+the block, and the instant after which writers under way are taken for dead.
+"""
+
+_NOW = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+
+_CHARGES = """
+local function charge_of(key)
+  local charge = redis.call('HGET', KEYS[1], key)
+  if not charge then return nil end
+  local size, writers, stored, deadline = string.match(charge, '^(%d+) (%d+) (%d) (%d+)$')
+  return tonumber(size), tonumber(writers), tonumber(stored), tonumber(deadline)
+end
+local function set_charge(key, size, writers, stored, deadline)
+  redis.call('HSET', KEYS[1], key, string.format('%.0f %.0f %.0f %.0f', size, writers, stored, deadline))
+end
+local used = tonumber(redis.call('HGET', KEYS[2], 'used_bytes') or '0')
+local function set_used() redis.call('HSET', KEYS[2], 'used_bytes', string.format('%.0f', used)) end
+"""
+
+COUNT_PREFIX = """
+for i, key in ipairs(KEYS) do
+  if redis.call('EXISTS', key) == 0 then return i - 1 end
+end
+return #KEYS
+"""
+
+# KEYS: charges, account. ARGV: milliseconds a writer may take, 1 to charge also what is believed stored; key, size ...
+# Answers: whether the namespace was known; for each key 0 (over quota), 1 (charged), 2 (believed stored).
+ADMIT = (
+    _NOW
+    + _CHARGES
+    + """
+local quota = tonumber(redis.call('HGET', KEYS[2], 'quota_bytes') or '') or math.huge
+local answers = {redis.call('HEXISTS', KEYS[2], 'used_bytes')}
+for i = 3, #ARGV, 2 do
+  local size, old, writers, stored = tonumber(ARGV[i + 1]), charge_of(ARGV[i])
+  old, writers, stored = old or 0, writers or 0, stored or 0
+  if stored == 1 and ARGV[2] == '0' then
+    answers[#answers + 1] = 2
+  elseif used - old + size > quota then
+    answers[#answers + 1] = 0
+  else
+    used = used - old + size
+    set_charge(ARGV[i], size, writers + 1, 0, now + ARGV[1])
+    answers[#answers + 1] = 1
+  end
+end
+set_used()
+return answers
+"""
+)
+
+# KEYS: charges, account. ARGV: number of counts n, n times (name, more), then key, 1 (stored) or 0 (failed) ...
+# Answers 0 for each key whose charge is gone: its writer was taken for dead.
+SETTLE = (
+    _CHARGES
+    + """
+local answers = {}
+local first = 2 + 2 * ARGV[1]
+for i = first, #ARGV, 2 do
+  local size, writers, stored, deadline = charge_of(ARGV[i])
+  if not size then
+    answers[#answers + 1] = 0
+  else
+    writers = math.max(0, writers - 1)
+    if ARGV[i + 1] == '1' then stored = 1 end
+    if writers == 0 and stored == 0 then
+      redis.call('HDEL', KEYS[1], ARGV[i])
+      used = used - size
+    else
+      set_charge(ARGV[i], size, writers, stored, deadline)
+    end
+    answers[#answers + 1] = 1
+  end
+end
+if #ARGV >= first then set_used() end
+for i = 2, first - 1, 2 do redis.call('HINCRBY', KEYS[2], ARGV[i], ARGV[i + 1]) end
+return answers
+"""
+)
+
+# KEYS: charges, account, gone. ARGV: reason, most names remembered; key, the charge as it was read or '' for any ...
+# Refunds blocks that are no more and remembers why. Answers 1 for each one refunded.
+FORGET = (
+    _NOW
+    + _CHARGES
+    + """
+local answers = {}
+for i = 3, #ARGV, 2 do
+  local size, writers = charge_of(ARGV[i])
+  local same = ARGV[i + 1] == '' and writers == 0 or redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1]
+  if size and same then
+    redis.call('HDEL', KEYS[1], ARGV[i])
+    used = used - size
+    redis.call('ZADD', KEYS[3], now, ARGV[1] .. ' ' .. ARGV[i])
+    redis.call('HINCRBY', KEYS[2], 'gone_' .. ARGV[1], 1)
+    answers[#answers + 1] = 1
+  else
+    answers[#answers + 1] = 0
+  end
+end
+set_used()
+redis.call('ZREMRANGEBYRANK', KEYS[3], 0, -1 - ARGV[2])
+return answers
+"""
+)
+
+# KEYS: charges, account, gone. ARGV: blocks asked for, blocks found, key of the first one missing or ''.
+# Counts a lookup; answers why the first missing block missed, or ''.
+NOTE_LOOKUP = """
+redis.call('HINCRBY', KEYS[2], 'queries', ARGV[1])
+redis.call('HINCRBY', KEYS[2], 'hits', ARGV[2])
+if ARGV[3] == '' then return '' end
+local reason = 'never_seen'
+if redis.call('HEXISTS', KEYS[1], ARGV[3]) == 1 then
+  reason = 'evicted'
+else
+  for _, known in ipairs({'evicted', 'damaged'}) do
+    if redis.call('ZSCORE', KEYS[3], known .. ' ' .. ARGV[3]) then reason = known end
+  end
+end
+redis.call('HINCRBY', KEYS[2], 'miss_' .. reason, 1)
+return reason
+"""
+
+_LEASES = (
+    _NOW
+    + """
+local function leased(block, but)
+  local held = redis.call('HGETALL', KEYS[1])
+  for i = 1, #held, 2 do
+    if string.sub(held[i], 1, #block) == block and held[i] ~= but and tonumber(held[i + 1]) > now then
+      return true
+    end
+  end
+  return false
+end
+"""
+)
+
+# KEYS: leases of the tag, blocks of the tag. ARGV: holder, milliseconds. A leased block has no TTL, so that Redis's own
+# eviction (volatile-lru) passes it over. Answers how many leading blocks are there and leased.
+LEASE = (
+    _NOW
+    + """
+for i = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 0 then return i - 2 end
+  redis.call('HSET', KEYS[1], KEYS[i] .. ' ' .. ARGV[1], string.format('%.0f', now + ARGV[2]))
+  redis.call('PERSIST', KEYS[i])
+end
+return #KEYS - 1
+"""
+)
+
+# KEYS: leases of the tag, blocks of the tag. ARGV: holder, TTL in milliseconds of a block that nobody holds any more.
+RELEASE = (
+    _LEASES
+    + """
+for i = 2, #KEYS do
+  if redis.call('HDEL', KEYS[1], KEYS[i] .. ' ' .. ARGV[1]) == 1 and not leased(KEYS[i], '') then
+    redis.call('PEXPIRE', KEYS[i], ARGV[2])
+  end
+end
+return 0
+"""
+)
+
+# KEYS: leases of the tag, blocks of the tag. Removes blocks that nobody holds; answers 1 for each one removed.
+EVICT = (
+    _LEASES
+    + """
+local answers = {}
+for i = 2, #KEYS do
+  answers[i - 1] = 0
+  if not leased(KEYS[i], '') then answers[i - 1] = redis.call('UNLINK', KEYS[i]) end
+end
+return answers
+"""
+)
+
+# KEYS: leases of the tag. ARGV: TTL in milliseconds. Drops leases whose holder let them run out; answers how many.
+SWEEP_LEASES = (
+    _LEASES
+    + """
+local held = redis.call('HGETALL', KEYS[1])
+local swept = 0
+for i = 1, #held, 2 do
+  if tonumber(held[i + 1]) <= now then
+    redis.call('HDEL', KEYS[1], held[i])
+    swept = swept + 1
+    local block = string.match(held[i], '^(%S+) ')
+    if not leased(block, '') then redis.call('PEXPIRE', block, ARGV[1]) end
+  end
+end
+return swept
+"""
+)
+
+# KEYS: the group's hash. ARGV: member, record, milliseconds.
+ANNOUNCE = _NOW + "redis.call('HSET', KEYS[1], ARGV[1], struct.pack('<d', now + ARGV[3]) .. ARGV[2])"
+
+# KEYS: the group's hash. Answers member, record ... of those alive.
+MEMBERS = (
+    _NOW
+    + """
+local found = redis.call('HGETALL', KEYS[1])
+local alive = {}
+for i = 1, #found, 2 do
+  if struct.unpack('<d', found[i + 1]) > now then
+    alive[#alive + 1] = found[i]
+    alive[#alive + 1] = string.sub(found[i + 1], 9)
+  else
+    redis.call('HDEL', KEYS[1], found[i])
+  end
+end
+return alive
+"""
+)

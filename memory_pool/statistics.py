@@ -1,0 +1,100 @@
+"""What the pool holds and did, as `GET /api/pool` shows it. Plain values; unknown is None.
+
+Counts are blocks. `queries` and `hits` come from workers' lookups (the gateway's prediction does not count).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MISS_REASONS = ("never_seen", "evicted", "damaged")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceStatistics:
+    """One namespace. `used_bytes` is charged against `quota_bytes` (None: no quota)."""
+
+    blocks: int = 0
+    used_bytes: int = 0
+    quota_bytes: int | None = None
+    queries: int = 0
+    hits: int = 0
+    fetched: int = 0
+    fetched_bytes: int = 0
+    published: int = 0
+    published_bytes: int = 0
+    evictions: int = 0
+    damaged: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Publishes refused, by reason."""
+    misses: Mapping[str, int] = field(default_factory=dict)
+    """Lookups that ended early, by the reason of the first missing block."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierStatistics:
+    """One tier. `capacity_bytes` None: no limit; `blocks` None: not known."""
+
+    used_bytes: int
+    capacity_bytes: int | None
+    blocks: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatistics:
+    """The whole pool; `available` is False when it could not be asked, and everything else is then empty."""
+
+    available: bool
+    namespaces: Mapping[str, NamespaceStatistics] = field(default_factory=dict)
+    tiers: Mapping[str, TierStatistics] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the totals, then per tier and per namespace."""
+        totals = {
+            name: sum(getattr(each, name) for each in self.namespaces.values())
+            for name in ("blocks", "queries", "hits", "fetched", "published", "evictions", "damaged")
+        }
+        return {
+            "available": self.available,
+            **totals,
+            "bytes": sum(each.used_bytes for each in self.namespaces.values()),
+            "misses": {
+                reason: sum(each.misses.get(reason, 0) for each in self.namespaces.values())
+                for reason in MISS_REASONS
+            },
+            "tiers": {name: each.as_dict() for name, each in self.tiers.items()},
+            "namespaces": {name: each.as_dict() for name, each in self.namespaces.items()},
+        }
+
+
+def namespace_statistics(account: Mapping[str, int], num_blocks: int) -> NamespaceStatistics:
+    """From the counts of an account (`books.py`)."""
+
+    def starting(prefix: str) -> dict[str, int]:
+        return {
+            name.removeprefix(prefix): count for name, count in account.items() if name.startswith(prefix)
+        }
+
+    return NamespaceStatistics(
+        blocks=num_blocks,
+        used_bytes=account.get("used_bytes", 0),
+        quota_bytes=account.get("quota_bytes"),
+        queries=account.get("queries", 0),
+        hits=account.get("hits", 0),
+        fetched=account.get("fetched", 0),
+        fetched_bytes=account.get("fetched_bytes", 0),
+        published=account.get("published", 0),
+        published_bytes=account.get("published_bytes", 0),
+        evictions=account.get("gone_evicted", 0),
+        damaged=account.get("gone_damaged", 0),
+        dropped=starting("dropped_"),
+        misses=starting("miss_"),
+    )
