@@ -1,0 +1,220 @@
+"""Attention of a tile of queries over paged KV, each key and value read once, scores never in memory.
+
+A block of one layer and KV head holds K as [head_dim][32 tokens] and V as [32 tokens][head_dim], half floats.
+Queries of all heads that share the KV head go together. Softmax runs online, one block of 32 tokens after the
+other from position 0, and every row's arithmetic is its own: a row gets the same bits in any tile.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from engine.kernels import simd
+from engine.kernels.jit import inline, jit
+from engine.kernels.simd import F16_LANES, F32, F32_LANES, I64
+
+Builder = Any
+TILE_POSITIONS = 16
+BLOCK_TOKENS = 32
+MINUS_INFINITY = np.float32(-np.inf)
+ZERO = np.float32(0.0)
+ONE = np.float32(1.0)
+
+
+@intrinsic(prefer_literal=True)
+def _scores(context, rows, queries, query_stride, keys, head_dim, scores):  # type: ignore[no-untyped-def]  # numba reads the names
+    """scores[r][32] = Σ_d queries[r][d] · keys[d][32] in the order of d."""
+    count = rows.literal_value
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        _, queries_, stride_, keys_, dims_, scores_ = args
+        zero = ir.Constant(F32_LANES, [0.0] * 16)
+        accs = [[cgutils.alloca_once_value(b, zero) for _ in range(2)] for _ in range(count)]
+        bases = [b.add(queries_, b.mul(stride_, ir.Constant(I64, r))) for r in range(count)]
+        with cgutils.for_range(b, dims_) as loop:
+            at = b.add(keys_, b.mul(loop.index, ir.Constant(I64, 128)))
+            key = [simd.load(b, simd.offset(b, at, 64 * half), F32_LANES, 64) for half in range(2)]
+            dim = b.mul(loop.index, ir.Constant(I64, 4))
+            for r in range(count):
+                q = simd.splat(b, simd.load(b, b.add(bases[r], dim), F32, 4), F32_LANES)
+                for half in range(2):
+                    b.store(simd.fma_ir(b, q, key[half], b.load(accs[r][half])), accs[r][half])
+        for r in range(count):
+            for half in range(2):
+                simd.store(b, b.load(accs[r][half]), simd.offset(b, scores_, 128 * r + 64 * half))
+        return c.get_dummy_value()
+
+    return types.none(rows, *[types.int64] * 5), codegen
+
+
+@intrinsic(prefer_literal=True)
+def _mix(context, rows, weights, values, num_tokens, head_dim, rescale, out):  # type: ignore[no-untyped-def]  # numba reads the names
+    """out[r] = out[r] · rescale[r] + Σ_t weights[r][t] · values[t], in the order of t."""
+    count = rows.literal_value
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        _, weights_, values_, tokens_, dims_, rescale_, out_ = args
+        row_bytes = b.mul(dims_, ir.Constant(I64, 4))
+        targets = [b.add(out_, b.mul(row_bytes, ir.Constant(I64, r))) for r in range(count)]
+        with cgutils.for_range(b, b.sdiv(dims_, ir.Constant(I64, 32))) as column:
+            shift = b.mul(column.index, ir.Constant(I64, 128))
+            accs = []
+            for r in range(count):
+                factor = simd.splat(b, simd.load(b, simd.offset(b, rescale_, 4 * r), F32, 4), F32_LANES)
+                spots = [simd.offset(b, b.add(targets[r], shift), 64 * half) for half in range(2)]
+                old = [b.fmul(simd.load(b, spot, F32_LANES), factor) for spot in spots]
+                accs.append([cgutils.alloca_once(b, F32_LANES) for _ in range(2)])
+                for half in range(2):
+                    b.store(old[half], accs[r][half])
+            with cgutils.for_range(b, tokens_) as loop:
+                at = b.add(b.add(values_, shift), b.mul(loop.index, row_bytes))
+                value = [simd.load(b, simd.offset(b, at, 64 * half), F32_LANES, 64) for half in range(2)]
+                token = b.mul(loop.index, ir.Constant(I64, 4))
+                for r in range(count):
+                    spot = simd.offset(b, b.add(weights_, token), 128 * r)
+                    w = simd.splat(b, simd.load(b, spot, F32, 4), F32_LANES)
+                    for half in range(2):
+                        b.store(simd.fma_ir(b, w, value[half], b.load(accs[r][half])), accs[r][half])
+            for r in range(count):
+                for half in range(2):
+                    spot = simd.offset(b, b.add(targets[r], shift), 64 * half)
+                    simd.store(b, b.load(accs[r][half]), spot)
+        return c.get_dummy_value()
+
+    return types.none(rows, *[types.int64] * 6), codegen
+
+
+@intrinsic
+def _widen(context, source, count, target):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+    """`count` times 16 half floats to floats."""
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        with cgutils.for_range(b, args[1]) as loop:
+            half = simd.load(b, b.add(args[0], b.mul(loop.index, ir.Constant(I64, 32))), F16_LANES, 32)
+            simd.store(
+                b, b.fpext(half, F32_LANES), b.add(args[2], b.mul(loop.index, ir.Constant(I64, 64))), 64
+            )
+        return c.get_dummy_value()
+
+    return types.none(*[types.int64] * 3), codegen
+
+
+@inline
+def _softmax_row(row, last, scores, rescale, peaks, sums):  # type: ignore[no-untyped-def]  # int64 addresses
+    """One block of the online softmax: scores become weights; `last` is the row's last visible token in it."""
+    first = simd.keep_until(simd.load_f32(scores + row * 128), last, MINUS_INFINITY)
+    second = simd.keep_until(simd.load_f32(scores + row * 128 + 64), last - 16, MINUS_INFINITY)
+    old = simd.read_f32(peaks + row * 4)
+    peak = max(old, simd.largest(simd.larger(first, second)))
+    level = simd.splat_f32(peak)
+    first, second = simd.exp(first - level), simd.exp(second - level)
+    shrink = simd.exp(simd.splat_f32(old) - level)
+    simd.store_f32(sums + row * 64, simd.fma(simd.load_f32(sums + row * 64), shrink, first + second))
+    simd.write_f32(rescale + row * 4, simd.largest(shrink))
+    simd.write_f32(peaks + row * 4, peak)
+    simd.store_f32(scores + row * 128, first)
+    simd.store_f32(scores + row * 128 + 64, second)
+
+
+def scratch_bytes(group: int, head_dim: int) -> int:
+    """Working memory of `attend` for one thread."""
+    rows = group * TILE_POSITIONS
+    return rows * (2 * head_dim * 4 + BLOCK_TOKENS * 4 + 64 + 64) + 2 * BLOCK_TOKENS * head_dim * 4 + 64 * 8
+
+
+@jit
+def attend(
+    queries,
+    query_stride,
+    num_positions,
+    first_position,
+    group,
+    head_dim,
+    table,
+    cache,
+    block_bytes,
+    keys_at,
+    values_at,
+    out,
+    out_stride,
+    scratch,
+):  # type: ignore[no-untyped-def]  # noqa: E501  # int64 all
+    """Attention of `num_positions` rows of `group` heads, head_dim floats each, at `queries`; positions count on.
+
+    `table`: int32 block ids of the sequence; `keys_at`, `values_at`: byte offsets within a block.
+    """
+    rows, head_bytes = group * num_positions, head_dim * 4
+    tile = scratch
+    mixed = tile + rows * head_bytes
+    keys = mixed + rows * head_bytes
+    values = keys + BLOCK_TOKENS * head_bytes
+    scores = values + BLOCK_TOKENS * head_bytes
+    sums = scores + rows * 128
+    peaks = sums + rows * 64
+    rescale = peaks + rows * 4
+    zero = simd.splat_f32(ZERO)
+    for position in range(num_positions):
+        for member in range(group):
+            row = position * group + member
+            source = queries + position * query_stride + member * head_bytes
+            for at in range(0, head_bytes, 64):
+                simd.store_f32(tile + row * head_bytes + at, simd.load_f32(source + at))
+                simd.store_f32(mixed + row * head_bytes + at, zero)
+            simd.write_f32(peaks + row * 4, MINUS_INFINITY)
+            simd.store_f32(sums + row * 64, zero)
+    last_position = first_position + num_positions - 1
+    for block in range(last_position // BLOCK_TOKENS + 1):
+        start = block * BLOCK_TOKENS
+        base = cache + simd.read_i32(table + block * 4) * block_bytes
+        tokens = min(BLOCK_TOKENS, last_position - start + 1)
+        _widen(base + keys_at, head_dim * 2, keys)
+        _widen(base + values_at, tokens * head_dim // 16, values)
+        # Rows that lie wholly before this block come first in the tile and are done.
+        row = max(0, start - first_position) * group
+        while row < rows:
+            count = 8 if row + 8 <= rows else (4 if row + 4 <= rows else (2 if row + 2 <= rows else 1))
+            q, s = tile + row * head_bytes, scores + row * 128
+            if count == 8:
+                _scores(8, q, head_bytes, keys, head_dim, s)
+            elif count == 4:
+                _scores(4, q, head_bytes, keys, head_dim, s)
+            elif count == 2:
+                _scores(2, q, head_bytes, keys, head_dim, s)
+            else:
+                _scores(1, q, head_bytes, keys, head_dim, s)
+            for each in range(row, row + count):
+                _softmax_row(each, first_position + each // group - start, scores, rescale, peaks, sums)
+            o, r = mixed + row * head_bytes, rescale + row * 4
+            if count == 8:
+                _mix(8, s, values, tokens, head_dim, r, o)
+            elif count == 4:
+                _mix(4, s, values, tokens, head_dim, r, o)
+            elif count == 2:
+                _mix(2, s, values, tokens, head_dim, r, o)
+            else:
+                _mix(1, s, values, tokens, head_dim, r, o)
+            row += count
+    for position in range(num_positions):
+        for member in range(group):
+            row = position * group + member
+            share = simd.splat_f32(ONE / simd.total(simd.load_f32(sums + row * 64)))
+            target = out + position * out_stride + member * head_bytes
+            for at in range(0, head_bytes, 64):
+                simd.store_f32(target + at, simd.load_f32(mixed + row * head_bytes + at) * share)
+
+
+@inline
+def write_keys(source, head_dim, slot, target):  # type: ignore[no-untyped-def]  # int64 addresses
+    """One row of a head into column `slot` of K's [head_dim][32]."""
+    for dim in range(head_dim):
+        simd.write_f16(target + (dim * BLOCK_TOKENS + slot) * 2, simd.read_f32(source + dim * 4))
+
+
+@inline
+def write_values(source, head_dim, slot, target):  # type: ignore[no-untyped-def]  # int64 addresses
+    """One row of a head into row `slot` of V's [32][head_dim]."""
+    for dim in range(0, head_dim, 16):
+        simd.store_f16(target + (slot * head_dim + dim) * 2, simd.load_f32(source + dim * 4))

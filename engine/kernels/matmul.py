@@ -1,0 +1,188 @@
+"""Quantised matrix times quantised rows, exact in its integers and in one fixed order in its floats.
+
+For a row and 16 outputs, over the blocks b of 32 inputs in order: acc = fma(float(Σ q·x), d, acc), then
+acc = fma(float(Σ x), m, acc); at the end acc · scale of the row. An activation x = 16·h + l has 12 bits in two
+signed bytes, so Σ q·x = 16·Σ q·h + Σ q·l. Whoever computes Σ q·x (tiles, VNNI, plain code) gets the same integer.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from engine.kernels import simd
+from engine.kernels.isa import IsaType
+from engine.kernels.jit import inline, jit
+from engine.kernels.packing import BLOCK_BYTES, Q4_0, Q4_1, Q8_0, SCALE_BYTES
+from engine.kernels.simd import F32, F32_LANES, I8, I32, I32_LANES, I64, LANES
+
+Builder = Any
+ROW_BLOCK_BYTES = 64
+"""One block of one quantised row: 32 bytes h, 32 bytes l."""
+
+
+def _const(value: int) -> Any:
+    return ir.Constant(I32_LANES, [value] * LANES)
+
+
+def _dot_portable(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
+    for byte in range(4):
+        w = builder.and_(builder.lshr(weights, _const(8 * byte)), _const(255))
+        x = builder.ashr(builder.shl(quad, ir.Constant(I32, 24 - 8 * byte)), ir.Constant(I32, 24))
+        acc = builder.add(acc, builder.mul(w, simd.splat(builder, x, I32_LANES)))
+    return acc
+
+
+def _dot_vnni(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
+    x = simd.splat(builder, quad, I32_LANES)
+    return simd.call(builder, "llvm.x86.avx512.vpdpbusd.512", I32_LANES, [acc, weights, x])
+
+
+def _dot_avx2(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
+    # Bytes 0, 2 and 1, 3 of each lane as 16-bit pairs: every product and sum is exact.
+    shorts, half = ir.VectorType(ir.IntType(16), 32), ir.VectorType(ir.IntType(16), 16)
+    eight = ir.Constant(shorts, [8] * 32)
+    w, x = builder.bitcast(weights, shorts), builder.bitcast(simd.splat(builder, quad, I32_LANES), shorts)
+    pairs = (
+        (builder.and_(w, ir.Constant(shorts, [255] * 32)), builder.ashr(builder.shl(x, eight), eight)),
+        (builder.lshr(w, eight), builder.ashr(x, eight)),
+    )
+    for left, right in pairs:
+        parts = []
+        for start in (0, 16):
+            order = ir.Constant(ir.VectorType(I32, 16), list(range(start, start + 16)))
+            args = [builder.shuffle_vector(value, value, order) for value in (left, right)]
+            parts.append(simd.call(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), args))
+        joined = builder.shuffle_vector(*parts, ir.Constant(I32_LANES, list(range(LANES))))
+        acc = builder.add(acc, joined)
+    return acc
+
+
+def _dot_arm(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
+    # sdot is signed × signed: q = (q - 128) + 128, and the second term is the same dot product with ones.
+    quads, bytes16 = ir.VectorType(I32, 4), ir.VectorType(I8, 16)
+    x = builder.bitcast(simd.splat(builder, quad, quads), bytes16)
+    ones = ir.Constant(bytes16, [1] * 16)
+    name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+    sums = simd.call(builder, name, quads, [ir.Constant(quads, [0] * 4), ones, x])
+    offset = builder.shl(sums, ir.Constant(quads, [7] * 4))
+    parts = []
+    for start in range(0, LANES, 4):
+        order = ir.Constant(quads, list(range(start, start + 4)))
+        part = builder.shuffle_vector(acc, acc, order)
+        w = builder.bitcast(builder.shuffle_vector(weights, weights, order), bytes16)
+        signed = builder.xor(w, ir.Constant(bytes16, [-128] * 16))
+        parts.append(builder.add(simd.call(builder, name, quads, [part, signed, x]), offset))
+    eight = ir.Constant(ir.VectorType(I32, 8), list(range(8)))
+    low, high = builder.shuffle_vector(*parts[:2], eight), builder.shuffle_vector(*parts[2:], eight)
+    return builder.shuffle_vector(low, high, ir.Constant(I32_LANES, list(range(LANES))))
+
+
+_DOT = {
+    "amx": _dot_vnni,
+    "vnni": _dot_vnni,
+    "avx2": _dot_avx2,
+    "dotprod": _dot_arm,
+    "portable": _dot_portable,
+}
+
+
+def unpack_ir(builder: Builder, form: int, address: Any) -> list[Any]:
+    """The 8 groups of one block of a panel, unsigned bytes in lanes."""
+    if form == Q8_0:
+        return [simd.load(builder, simd.offset(builder, address, 64 * g), I32_LANES, 64) for g in range(8)]
+    nibbles = _const(0x0F0F0F0F)
+    packed = [simd.load(builder, simd.offset(builder, address, 64 * g), I32_LANES, 64) for g in range(4)]
+    low = [builder.and_(value, nibbles) for value in packed]
+    return low + [builder.and_(builder.lshr(value, _const(4)), nibbles) for value in packed]
+
+
+def scales_ir(builder: Builder, form: int, address: Any) -> tuple[Any, Any]:
+    """d and m of one block of a panel."""
+    halves = ir.VectorType(simd.F16, LANES)
+    d = builder.fpext(simd.load(builder, address, halves, 32), F32_LANES)
+    if form == Q4_1:
+        return d, builder.fpext(simd.load(builder, simd.offset(builder, address, 32), halves, 32), F32_LANES)
+    zero = -8.0 if form == Q4_0 else -128.0
+    return d, builder.fmul(d, ir.Constant(F32_LANES, [zero] * LANES))
+
+
+@intrinsic(prefer_literal=True)
+def _rows_by_panel(
+    context, isa, form, rows, panel, num_blocks, x, x_stride, sums, sums_stride, scales, out, out_stride, add
+):  # type: ignore[no-untyped-def]  # noqa: E501  # numba reads the parameter names
+    """`rows` rows times one panel; see `multiply_panel`."""
+    if not (isinstance(isa, IsaType) and isinstance(form, types.IntegerLiteral)):
+        return None
+    dot, code, count = _DOT[isa.tag], form.literal_value, rows.literal_value
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        _, _, _, panel_, blocks_, x_, x_stride_, sums_, sums_stride_, scales_, out_, out_stride_, add_ = args
+        zero = ir.Constant(F32_LANES, [0.0] * LANES)
+        accs = [cgutils.alloca_once_value(b, zero) for _ in range(count)]
+        x_rows = [b.add(x_, b.mul(x_stride_, ir.Constant(I64, r))) for r in range(count)]
+        sum_rows = [b.add(sums_, b.mul(sums_stride_, ir.Constant(I64, r))) for r in range(count)]
+        scale_base = b.add(panel_, b.mul(blocks_, ir.Constant(I64, BLOCK_BYTES[code])))
+        with cgutils.for_range(b, blocks_) as loop:
+            weights = unpack_ir(
+                b, code, b.add(panel_, b.mul(loop.index, ir.Constant(I64, BLOCK_BYTES[code])))
+            )
+            d, m = scales_ir(
+                b, code, b.add(scale_base, b.mul(loop.index, ir.Constant(I64, SCALE_BYTES[code])))
+            )
+            at = b.mul(loop.index, ir.Constant(I64, ROW_BLOCK_BYTES))
+            sum_at = b.mul(loop.index, ir.Constant(I64, 4))
+            for r in range(count):
+                base = b.add(x_rows[r], at)
+                parts = []
+                for limb in (0, 32):
+                    integer = _const(0)
+                    for group, w in enumerate(weights):
+                        quad = simd.load(b, simd.offset(b, base, limb + 4 * group), I32, 4)
+                        integer = dot(b, integer, w, quad)
+                    parts.append(integer)
+                both = b.add(b.shl(parts[0], _const(4)), parts[1])
+                acc = simd.fma_ir(b, b.sitofp(both, F32_LANES), d, b.load(accs[r]))
+                total = simd.splat(b, simd.load(b, b.add(sum_rows[r], sum_at), F32, 4), F32_LANES)
+                b.store(simd.fma_ir(b, total, m, acc), accs[r])
+        for r in range(count):
+            scale = simd.load(b, simd.offset(b, scales_, 4 * r), F32, 4)
+            value = b.fmul(b.load(accs[r]), simd.splat(b, scale, F32_LANES))
+            target = b.add(out_, b.mul(out_stride_, ir.Constant(I64, r)))
+            with b.if_else(b.icmp_signed("!=", add_, ir.Constant(I64, 0))) as (adds, stores):
+                with adds:
+                    simd.store(b, b.fadd(simd.load(b, target, F32_LANES), value), target)
+                with stores:
+                    simd.store(b, value, target)
+        return c.get_dummy_value()
+
+    return types.none(isa, form, rows, *[types.int64] * 10), codegen
+
+
+@inline
+def _panel_of_form(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add):  # type: ignore[no-untyped-def]  # `form` is a literal
+    stride, sums_stride = num_blocks * 64, num_blocks * 4
+    row = first
+    while row + 4 <= last:
+        _rows_by_panel(isa, form, 4, panel, num_blocks, x + row * stride, stride, sums + row * sums_stride,
+                       sums_stride, scales + row * 4, out + row * out_stride, out_stride, add)  # fmt: skip
+        row += 4
+    if row + 2 <= last:
+        _rows_by_panel(isa, form, 2, panel, num_blocks, x + row * stride, stride, sums + row * sums_stride,
+                       sums_stride, scales + row * 4, out + row * out_stride, out_stride, add)  # fmt: skip
+        row += 2
+    if row < last:
+        _rows_by_panel(isa, form, 1, panel, num_blocks, x + row * stride, stride, sums + row * sums_stride,
+                       sums_stride, scales + row * 4, out + row * out_stride, out_stride, add)  # fmt: skip
+
+
+@jit
+def multiply_panel(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add):  # type: ignore[no-untyped-def]  # compiled per isa
+    """Rows first..last of quantised `x` times one panel into 16 floats a row at `out` (added when `add`)."""
+    if form == 0:
+        _panel_of_form(isa, 0, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
+    elif form == 1:
+        _panel_of_form(isa, 1, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
+    else:
+        _panel_of_form(isa, 2, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)

@@ -1,0 +1,376 @@
+"""Vectors of 16 lanes inside Numba functions, and the few operations the kernels are written in.
+
+A vector is an LLVM vector value. LLVM splits it into what the machine has (one AVX-512 register, two AVX2, four
+NEON), so float code is written once and its results are the same bits everywhere: every operation here is
+IEEE-exact, fused where it says `fma`, and sums across lanes follow one fixed tree. Memory is addressed by
+integers (bytes); the caller vouches for them.
+"""
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+LANES = 16
+F32 = ir.FloatType()
+F16 = ir.HalfType()
+I8 = ir.IntType(8)
+I32 = ir.IntType(32)
+I64 = ir.IntType(64)
+POINTER = I8.as_pointer()
+F32_LANES = ir.VectorType(F32, LANES)
+F16_LANES = ir.VectorType(F16, LANES)
+I32_LANES = ir.VectorType(I32, LANES)
+I8_LANES = ir.VectorType(I8, 4 * LANES)
+
+
+class VectorType(types.Type):  # type: ignore[misc]  # numba is untyped
+    """Numba's view of a vector value."""
+
+    def __init__(self, name: str, llvm: ir.VectorType) -> None:
+        self.llvm = llvm
+        super().__init__(name=name)
+
+
+f32x16 = VectorType("f32x16", F32_LANES)
+i32x16 = VectorType("i32x16", I32_LANES)
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]  # numba is untyped
+    def __init__(self, dmm: Any, fe_type: VectorType) -> None:
+        super().__init__(dmm, fe_type, fe_type.llvm)
+
+
+Builder = Any
+
+
+def call(builder: Builder, name: str, result: ir.Type, args: list[Any]) -> Any:
+    """Call the LLVM intrinsic or C function `name`."""
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def pointer(builder: Builder, address: Any, to: ir.Type) -> Any:
+    """An address as a pointer to `to`."""
+    return builder.inttoptr(address, to.as_pointer())
+
+
+def load(builder: Builder, address: Any, kind: ir.Type, align: int = 1) -> Any:
+    """Load a value of `kind` from an address."""
+    return builder.load(pointer(builder, address, kind), align=align)
+
+
+def store(builder: Builder, value: Any, address: Any, align: int = 1) -> None:
+    """Store a value to an address."""
+    builder.store(value, pointer(builder, address, value.type), align=align)
+
+
+def offset(builder: Builder, address: Any, num_bytes: int) -> Any:
+    """An address plus a constant."""
+    return builder.add(address, ir.Constant(I64, num_bytes)) if num_bytes else address
+
+
+def splat(builder: Builder, scalar: Any, kind: ir.VectorType) -> Any:
+    """A scalar in every lane."""
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
+    mask = ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count)
+    return builder.shuffle_vector(one, one, mask)
+
+
+def fma_ir(builder: Builder, a: Any, b: Any, c: Any) -> Any:
+    """a · b + c, rounded once."""
+    return call(builder, "llvm.fma.v16f32", F32_LANES, [a, b, c])
+
+
+def exp_ir(builder: Builder, x: Any) -> Any:
+    """e^x to 2 units in the last place, the same bits everywhere; below -87 exactly 0, above 88 held at e^88."""
+    lanes = [ir.Constant(F32_LANES, [value] * LANES) for value in _EXP]
+    lowest, highest, log2e, magic, high, low, *series, one = lanes
+    clamped = builder.select(builder.fcmp_ordered("<", x, highest), x, highest)
+    dead = builder.fcmp_unordered("<", clamped, lowest)
+    clamped = builder.select(dead, lowest, clamped)
+    shifted = fma_ir(builder, clamped, log2e, magic)
+    whole = builder.fsub(shifted, magic)
+    rest = fma_ir(builder, whole, high, clamped)
+    rest = fma_ir(builder, whole, low, rest)
+    value = series[0]
+    for term in series[1:]:
+        value = fma_ir(builder, value, rest, term)
+    value = fma_ir(builder, fma_ir(builder, value, builder.fmul(rest, rest), rest), one, one)
+    bits = builder.sub(builder.bitcast(shifted, I32_LANES), builder.bitcast(magic, I32_LANES))
+    scale = builder.shl(
+        builder.add(bits, ir.Constant(I32_LANES, [127] * LANES)), ir.Constant(I32_LANES, [23] * LANES)
+    )
+    value = builder.fmul(value, builder.bitcast(scale, F32_LANES))
+    return builder.select(dead, ir.Constant(F32_LANES, [0.0] * LANES), value)
+
+
+_EXP = (
+    -87.0,
+    88.0,
+    1.4426950408889634,
+    12582912.0,  # 1.5 · 2^23: adding it leaves the nearest integer in the low mantissa bits
+    -0.693359375,  # ln 2 in two parts, the first exact in few bits
+    2.12194440e-4,
+    # Taylor-like minimax coefficients of (e^r - 1 - r) / r² on |r| ≤ ln 2 / 2 (Cephes)
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+    1.0,
+)
+
+
+def tree_ir(builder: Builder, value: Any, combine: Any) -> Any:
+    """Fold 16 lanes to one: halves onto halves, 8, 4, 2, 1."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        low, high = (
+            builder.shuffle_vector(
+                value, value, ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
+            )
+            for start in (0, width)
+        )
+        value = combine(low, high)
+    return builder.extract_element(value, ir.Constant(I32, 0))
+
+
+def _larger(builder: Builder, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@intrinsic
+def load_f32(context, address):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+    """16 floats at an address."""
+    return f32x16(types.int64), lambda _c, b, _s, a: load(b, a[0], F32_LANES)
+
+
+@intrinsic
+def load_f16(context, address):  # type: ignore[no-untyped-def]
+    """16 half floats at an address, widened."""
+    return f32x16(types.int64), lambda _c, b, _s, a: b.fpext(load(b, a[0], F16_LANES), F32_LANES)
+
+
+@intrinsic
+def store_f32(context, address, value):  # type: ignore[no-untyped-def]
+    """Store 16 floats."""
+
+    def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        store(b, a[1], a[0])
+        return c.get_dummy_value()
+
+    return types.none(types.int64, f32x16), codegen
+
+
+@intrinsic
+def store_f16(context, address, value):  # type: ignore[no-untyped-def]
+    """Round to half and store; what exceeds the range is held at ±65504."""
+
+    def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        top, bottom = (ir.Constant(F32_LANES, [limit] * LANES) for limit in (65504.0, -65504.0))
+        value = b.select(b.fcmp_ordered("<", a[1], top), a[1], top)
+        value = b.select(b.fcmp_ordered(">", value, bottom), value, bottom)
+        store(b, b.fptrunc(value, F16_LANES), a[0])
+        return c.get_dummy_value()
+
+    return types.none(types.int64, f32x16), codegen
+
+
+@intrinsic
+def load_i8(context, address):  # type: ignore[no-untyped-def]
+    """16 signed bytes at an address as floats."""
+    narrow = ir.VectorType(I8, LANES)
+    return f32x16(types.int64), lambda _c, b, _s, a: b.sitofp(load(b, a[0], narrow), F32_LANES)
+
+
+@intrinsic
+def store_i8(context, address, value):  # type: ignore[no-untyped-def]
+    """The low byte of each lane."""
+
+    def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        store(b, b.trunc(a[1], ir.VectorType(I8, LANES)), a[0])
+        return c.get_dummy_value()
+
+    return types.none(types.int64, i32x16), codegen
+
+
+@intrinsic
+def splat_f32(context, value):  # type: ignore[no-untyped-def]
+    """A float in every lane."""
+    return f32x16(types.float32), lambda _c, b, _s, a: splat(b, a[0], F32_LANES)
+
+
+@intrinsic
+def splat_i32(context, value):  # type: ignore[no-untyped-def]
+    """An integer in every lane."""
+    return i32x16(types.int64), lambda _c, b, _s, a: splat(b, b.trunc(a[0], I32), I32_LANES)
+
+
+@intrinsic
+def fma(context, x, y, z):  # type: ignore[no-untyped-def]
+    """x · y + z, rounded once."""
+    return f32x16(f32x16, f32x16, f32x16), lambda _c, b, _s, a: fma_ir(b, *a)
+
+
+@intrinsic
+def exp(context, x):  # type: ignore[no-untyped-def]
+    """e^x, see `exp_ir`."""
+    return f32x16(f32x16), lambda _c, b, _s, a: exp_ir(b, a[0])
+
+
+@intrinsic
+def absolute(context, x):  # type: ignore[no-untyped-def]
+    """|x|."""
+    return f32x16(f32x16), lambda _c, b, _s, a: call(b, "llvm.fabs.v16f32", F32_LANES, list(a))
+
+
+@intrinsic
+def larger(context, x, y):  # type: ignore[no-untyped-def]
+    """The larger of each pair of lanes; y where x is not a number."""
+    return f32x16(f32x16, f32x16), lambda _c, b, _s, a: _larger(b, *a)
+
+
+@intrinsic
+def total(context, x):  # type: ignore[no-untyped-def]
+    """Sum of the lanes in a fixed tree."""
+    return types.float32(f32x16), lambda _c, b, _s, a: tree_ir(b, a[0], b.fadd)
+
+
+@intrinsic
+def largest(context, x):  # type: ignore[no-untyped-def]
+    """Largest lane."""
+    return types.float32(f32x16), lambda _c, b, _s, a: tree_ir(b, a[0], lambda x, y: _larger(b, x, y))
+
+
+@intrinsic
+def total_i32(context, x):  # type: ignore[no-untyped-def]
+    """Sum of the lanes."""
+    return types.int64(i32x16), lambda _c, b, _s, a: b.sext(tree_ir(b, a[0], b.add), I64)
+
+
+@intrinsic
+def nearest(context, x):  # type: ignore[no-untyped-def]
+    """Nearest integer, ties to even; |x| < 2^22."""
+
+    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        magic = ir.Constant(F32_LANES, [12582912.0] * LANES)
+        shifted = b.bitcast(b.fadd(a[0], magic), I32_LANES)
+        return b.sub(shifted, b.bitcast(magic, I32_LANES))
+
+    return i32x16(f32x16), codegen
+
+
+@intrinsic
+def shift_right(context, x, bits):  # type: ignore[no-untyped-def]
+    """Arithmetic shift."""
+
+    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        return b.ashr(a[0], splat(b, b.trunc(a[1], I32), I32_LANES))
+
+    return i32x16(i32x16, types.int64), codegen
+
+
+@intrinsic
+def swap_pairs(context, x):  # type: ignore[no-untyped-def]
+    """Lanes 1, 0, 3, 2, …"""
+    order = ir.Constant(I32_LANES, [lane ^ 1 for lane in range(LANES)])
+    return f32x16(f32x16), lambda _c, b, _s, a: b.shuffle_vector(a[0], a[0], order)
+
+
+@intrinsic
+def read_f32(context, address):  # type: ignore[no-untyped-def]
+    """One float at an address."""
+    return types.float32(types.int64), lambda _c, b, _s, a: load(b, a[0], F32)
+
+
+@intrinsic
+def write_f32(context, address, value):  # type: ignore[no-untyped-def]
+    """Store one float."""
+
+    def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        store(b, a[1], a[0])
+        return c.get_dummy_value()
+
+    return types.none(types.int64, types.float32), codegen
+
+
+@intrinsic
+def write_f16(context, address, value):  # type: ignore[no-untyped-def]
+    """Round one float to half and store it; what exceeds the range is held at ±65504."""
+
+    def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        top, bottom = ir.Constant(F32, 65504.0), ir.Constant(F32, -65504.0)
+        value = b.select(b.fcmp_ordered("<", a[1], top), a[1], top)
+        value = b.select(b.fcmp_ordered(">", value, bottom), value, bottom)
+        store(b, b.fptrunc(value, F16), a[0])
+        return c.get_dummy_value()
+
+    return types.none(types.int64, types.float32), codegen
+
+
+def _operator(python: Any, kind: VectorType, emit: str) -> None:
+    class _Typing(AbstractTemplate):  # type: ignore[misc]  # numba is untyped
+        def generic(self, args: Any, kws: Any) -> Any:
+            del kws
+            return signature(kind, kind, kind) if tuple(args) == (kind, kind) else None
+
+    infer_global(python)(_Typing)
+    lower_builtin(python, kind, kind)(lambda _c, b, _s, a: getattr(b, emit)(*a))
+
+
+for _python, _float, _int in (
+    (operator.add, "fadd", "add"),
+    (operator.sub, "fsub", "sub"),
+    (operator.mul, "fmul", "mul"),
+):
+    _operator(_python, f32x16, _float)
+    _operator(_python, i32x16, _int)
+
+
+@intrinsic
+def quotient(context, x, y):  # type: ignore[no-untyped-def]
+    """x / y."""
+    return f32x16(f32x16, f32x16), lambda _c, b, _s, a: b.fdiv(*a)
+
+
+@intrinsic
+def keep_until(context, x, last, masked):  # type: ignore[no-untyped-def]
+    """Lanes 0..last of x, `masked` in the others."""
+
+    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        lanes = ir.Constant(I32_LANES, list(range(LANES)))
+        keep = b.icmp_signed("<=", lanes, splat(b, b.trunc(a[1], I32), I32_LANES))
+        return b.select(keep, a[0], splat(b, a[2], F32_LANES))
+
+    return f32x16(f32x16, types.int64, types.float32), codegen
+
+
+@intrinsic
+def read_i32(context, address):  # type: ignore[no-untyped-def]
+    """One 32-bit integer at an address."""
+    return types.int64(types.int64), lambda _c, b, _s, a: b.sext(load(b, a[0], I32), I64)
+
+
+@intrinsic
+def read_i64(context, address):  # type: ignore[no-untyped-def]
+    """One 64-bit integer at an address."""
+    return types.int64(types.int64), lambda _c, b, _s, a: load(b, a[0], I64)
+
+
+@intrinsic
+def read_u8(context, address):  # type: ignore[no-untyped-def]
+    """One unsigned byte at an address."""
+    return types.int64(types.int64), lambda _c, b, _s, a: b.zext(load(b, a[0], I8), I64)
+
+
+@intrinsic
+def read_f16(context, address):  # type: ignore[no-untyped-def]
+    """One half float at an address, widened."""
+    return types.float32(types.int64), lambda _c, b, _s, a: b.fpext(load(b, a[0], F16), F32)

@@ -1,0 +1,313 @@
+"""One step of the transformer over a batch of rows: what each phase is and how it is cut into chunks.
+
+Per layer: norm and quantise → Q,K,V → rotate and write KV → attention → quantise → output projection (added to
+the row) → norm and quantise → gate and up with SiLU → quantise → down projection (added). Then the rows that want logits:
+norm and quantise → LM head. A phase of one chunk is done at once by the thread that opens it.
+"""
+
+from engine.kernels import rows, simd
+from engine.kernels.attention import BLOCK_TOKENS, TILE_POSITIONS, attend, write_keys, write_values
+from engine.kernels.jit import inline, jit
+from engine.kernels.matmul import multiply_panel
+from engine.kernels.team import (
+    CHUNK_BITS,
+    DONE,
+    FIRST,
+    PHASES,
+    SPINS,
+    TICKET,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    compare_and_swap,
+    wait_for_change,
+    wake_helpers,
+)
+
+# Words of a plan: the model's shape, where its buffers lie, then the batch of this step.
+(NUM_LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, EMBEDDING, OUTPUT_NORM, HEAD, LAYERS, ANGLES,
+ THREADS, FUTEX, HIDDEN_ROWS, NORMED, QKV, MIXED, GATED, QUANTISED, SUMS, SCALES, LOGITS, LOGITS_STRIDE, SCRATCH,
+ SCRATCH_STRIDE, CACHE, BLOCK_BYTES, NUM_ROWS, TOKENS, POSITIONS, ROW_BLOCKS, NUM_LOGIT_ROWS, LOGIT_ROWS, NUM_TILES,
+ TILES, CONTROL) = range(36)  # fmt: skip
+PLAN_WORDS = 36
+
+# Words of a matrix record, and where a layer's matrices and norms lie in its record.
+FORM, DATA, PANEL_BYTES, NUM_BLOCKS, NUM_PANELS = range(5)
+MATRIX_WORDS = 5
+LAYER_QKV, LAYER_OUTPUT, LAYER_GATE_UP, LAYER_DOWN = (MATRIX_WORDS * index for index in range(4))
+ATTENTION_NORM, FEED_FORWARD_NORM = 4 * MATRIX_WORDS, 4 * MATRIX_WORDS + 1
+LAYER_WORDS = 4 * MATRIX_WORDS + 2
+
+# Words of an attention tile: rows of one sequence.
+TILE_ROW, TILE_COUNT, TILE_POSITION, TILE_TABLE = range(4)
+TILE_WORDS = 4
+
+ROWS_PER_CHUNK = 4
+MATRIX_ROWS = 256
+"""Rows of one chunk of a matrix product: bounds the gate/up scratch and the time of a chunk."""
+CHUNKS_PER_THREAD = 6
+NUM_PHASES = 10
+(NORM_QKV, MATRIX_QKV, ROTATE, ATTEND, QUANTISE_MIXED, MATRIX_OUTPUT, NORM_GATE_UP, MATRIX_GATE_UP, QUANTISE_GATED,
+ MATRIX_DOWN) = range(NUM_PHASES)  # fmt: skip
+
+
+@inline
+def _word(plan, index):  # type: ignore[no-untyped-def]  # int64 all, as everywhere below
+    return simd.read_i64(plan + index * 8)
+
+
+@inline
+def _panels_per_chunk(plan, num_panels, unit):  # type: ignore[no-untyped-def]
+    wanted = _word(plan, THREADS) * CHUNKS_PER_THREAD
+    return max(1, num_panels // unit // wanted) * unit
+
+
+@inline
+def _matrix_chunks(plan, num_rows, num_panels, unit):  # type: ignore[no-untyped-def]
+    per_chunk = _panels_per_chunk(plan, num_panels, unit)
+    return (num_rows + MATRIX_ROWS - 1) // MATRIX_ROWS * ((num_panels + per_chunk - 1) // per_chunk)
+
+
+@inline
+def _matrix_of(phase):  # type: ignore[no-untyped-def]
+    if phase == MATRIX_QKV:
+        return LAYER_QKV
+    if phase == MATRIX_OUTPUT:
+        return LAYER_OUTPUT
+    if phase == MATRIX_GATE_UP:
+        return LAYER_GATE_UP
+    return LAYER_DOWN
+
+
+@inline
+def _is_matrix(phase):  # type: ignore[no-untyped-def]
+    return phase in (MATRIX_QKV, MATRIX_OUTPUT, MATRIX_GATE_UP, MATRIX_DOWN)
+
+
+@jit
+def num_chunks(plan, index):  # type: ignore[no-untyped-def]
+    """Chunks of the phase `index` of the step; 0: nothing to do in it."""
+    num_layers, num_rows = _word(plan, NUM_LAYERS), _word(plan, NUM_ROWS)
+    layer, phase = index // NUM_PHASES, index % NUM_PHASES
+    if layer == num_layers:
+        wanted = _word(plan, NUM_LOGIT_ROWS)
+        if phase == 0:
+            return (wanted + ROWS_PER_CHUNK - 1) // ROWS_PER_CHUNK
+        return _matrix_chunks(plan, wanted, _word(_word(plan, HEAD), NUM_PANELS), 1)
+    if phase == ATTEND:
+        return _word(plan, NUM_TILES) * _word(plan, KV_HEADS)
+    if _is_matrix(phase):
+        matrix = _word(plan, LAYERS) + (layer * LAYER_WORDS + _matrix_of(phase)) * 8
+        return _matrix_chunks(plan, num_rows, _word(matrix, NUM_PANELS), 2 if phase == MATRIX_GATE_UP else 1)
+    return (num_rows + ROWS_PER_CHUNK - 1) // ROWS_PER_CHUNK
+
+
+@inline
+def _quantise(plan, row, source, length):  # type: ignore[no-untyped-def]
+    rows.quantise_row(
+        source,
+        length,
+        _word(plan, QUANTISED) + row * length * 2,
+        _word(plan, SUMS) + row * length // 32 * 4,
+        _word(plan, SCALES) + row * 4,
+    )
+
+
+@inline
+def _norm_and_quantise(plan, source_row, row, weight):  # type: ignore[no-untyped-def]
+    hidden = _word(plan, HIDDEN)
+    normed = _word(plan, NORMED) + row * hidden * 4
+    source = _word(plan, HIDDEN_ROWS) + source_row * hidden * 4
+    rows.norm_row(source, weight, hidden, simd.read_f32(plan + PLAN_WORDS * 8), normed)
+    _quantise(plan, row, normed, hidden)
+
+
+@inline
+def _rotate_row(plan, layer, row):  # type: ignore[no-untyped-def]
+    heads, kv_heads, head_dim = _word(plan, HEADS), _word(plan, KV_HEADS), _word(plan, HEAD_DIM)
+    query = _word(plan, QKV) + row * (heads + 2 * kv_heads) * head_dim * 4
+    position = simd.read_i32(_word(plan, POSITIONS) + row * 4)
+    angles = _word(plan, ANGLES) + position * head_dim * 8
+    rows.rotate_row(query, angles, heads, head_dim, simd.read_f32(plan + PLAN_WORDS * 8 + 4), query)
+    key = query + heads * head_dim * 4
+    rows.rotate_row(key, angles, kv_heads, head_dim, rows.ONE, key)
+    value = key + kv_heads * head_dim * 4
+    head_bytes = BLOCK_TOKENS * head_dim * 2
+    slot = position % BLOCK_TOKENS
+    target = (
+        _word(plan, CACHE)
+        + simd.read_i32(_word(plan, ROW_BLOCKS) + row * 4) * _word(plan, BLOCK_BYTES)
+        + layer * 2 * kv_heads * head_bytes
+    )
+    for head in range(kv_heads):
+        write_keys(key + head * head_dim * 4, head_dim, slot, target + head * head_bytes)
+        write_values(value + head * head_dim * 4, head_dim, slot, target + (kv_heads + head) * head_bytes)
+
+
+@inline
+def _attend(plan, layer, chunk, scratch):  # type: ignore[no-untyped-def]
+    heads, kv_heads, head_dim = _word(plan, HEADS), _word(plan, KV_HEADS), _word(plan, HEAD_DIM)
+    # Later tiles of a prompt see more keys: the long ones first, so that threads finish together.
+    tile = _word(plan, TILES) + (_word(plan, NUM_TILES) - 1 - chunk // kv_heads) * TILE_WORDS * 8
+    head, row = chunk % kv_heads, _word(tile, TILE_ROW)
+    group = heads // kv_heads
+    stride = (heads + 2 * kv_heads) * head_dim * 4
+    head_bytes = BLOCK_TOKENS * head_dim * 2
+    first = head * group * head_dim * 4
+    keys_at = layer * 2 * kv_heads * head_bytes + head * head_bytes
+    attend(
+        _word(plan, QKV) + row * stride + first,
+        stride,
+        _word(tile, TILE_COUNT),
+        _word(tile, TILE_POSITION),
+        group,
+        head_dim,
+        _word(tile, TILE_TABLE),
+        _word(plan, CACHE),
+        _word(plan, BLOCK_BYTES),
+        keys_at,
+        keys_at + kv_heads * head_bytes,
+        _word(plan, MIXED) + row * heads * head_dim * 4 + first,
+        heads * head_dim * 4,
+        scratch,
+    )
+
+
+@jit
+def multiply_chunk(isa, plan, matrix, num_rows, chunk, unit, out, out_stride, add, scratch):  # type: ignore[no-untyped-def]
+    """One chunk of a product of all quantised rows with a matrix; `unit` 2: gate and up panels, joined by SiLU."""
+    num_panels, num_blocks = _word(matrix, NUM_PANELS), _word(matrix, NUM_BLOCKS)
+    per_chunk = _panels_per_chunk(plan, num_panels, unit)
+    across = (num_panels + per_chunk - 1) // per_chunk
+    first = chunk // across * MATRIX_ROWS
+    last = min(first + MATRIX_ROWS, num_rows)
+    form, data, panel_bytes = _word(matrix, FORM), _word(matrix, DATA), _word(matrix, PANEL_BYTES)
+    x, sums, scales = _word(plan, QUANTISED), _word(plan, SUMS), _word(plan, SCALES)
+    begin = chunk % across * per_chunk
+    for panel in range(begin, min(begin + per_chunk, num_panels)):
+        weights = data + panel * panel_bytes
+        if unit == 1:
+            multiply_panel(
+                isa,
+                form,
+                first,
+                last,
+                weights,
+                num_blocks,
+                x,
+                sums,
+                scales,
+                out + panel * 64,
+                out_stride,
+                add,
+            )
+        else:
+            side = scratch + panel % 2 * MATRIX_ROWS * 64
+            multiply_panel(
+                isa, form, first, last, weights, num_blocks, x, sums, scales, side - first * 64, 64, 0
+            )
+            if panel % 2 == 1:
+                target = out + first * out_stride + panel // 2 * 64
+                rows.gate_rows(scratch, side, last - first, target, out_stride)
+
+
+@jit
+def run_chunk(isa, plan, index, chunk, scratch):  # type: ignore[no-untyped-def]
+    """Do chunk `chunk` of phase `index`."""
+    num_rows, hidden, layer, phase = (
+        _word(plan, NUM_ROWS),
+        _word(plan, HIDDEN),
+        index // NUM_PHASES,
+        index % NUM_PHASES,
+    )
+    if layer == _word(plan, NUM_LAYERS):
+        wanted = _word(plan, NUM_LOGIT_ROWS)
+        if phase == 0:
+            for row in range(chunk * ROWS_PER_CHUNK, min((chunk + 1) * ROWS_PER_CHUNK, wanted)):
+                source = simd.read_i32(_word(plan, LOGIT_ROWS) + row * 4)
+                _norm_and_quantise(plan, source, row, _word(plan, OUTPUT_NORM))
+        else:
+            head = _word(plan, HEAD)
+            multiply_chunk(
+                isa, plan, head, wanted, chunk, 1, _word(plan, LOGITS), _word(plan, LOGITS_STRIDE), 0, scratch
+            )
+        return
+    record = _word(plan, LAYERS) + layer * LAYER_WORDS * 8
+    if phase == ATTEND:
+        _attend(plan, layer, chunk, scratch)
+    elif _is_matrix(phase):
+        matrix = record + _matrix_of(phase) * 8
+        unit, add, out, stride = 1, 1, _word(plan, HIDDEN_ROWS), hidden * 4
+        if phase == MATRIX_QKV:
+            add, out = 0, _word(plan, QKV)
+            stride = (_word(plan, HEADS) + 2 * _word(plan, KV_HEADS)) * _word(plan, HEAD_DIM) * 4
+        elif phase == MATRIX_GATE_UP:
+            unit, out, stride = 2, _word(plan, GATED), _word(plan, INTERMEDIATE) * 4
+        multiply_chunk(isa, plan, matrix, num_rows, chunk, unit, out, stride, add, scratch)
+    else:
+        for row in range(chunk * ROWS_PER_CHUNK, min((chunk + 1) * ROWS_PER_CHUNK, num_rows)):
+            if phase == NORM_QKV:
+                if layer == 0:
+                    token = simd.read_i32(_word(plan, TOKENS) + row * 4)
+                    rows.embed(_word(plan, EMBEDDING), token, _word(plan, HIDDEN_ROWS) + row * hidden * 4)
+                _norm_and_quantise(plan, row, row, _word(record, ATTENTION_NORM))
+            elif phase == ROTATE:
+                _rotate_row(plan, layer, row)
+            elif phase == QUANTISE_MIXED:
+                width = _word(plan, HEADS) * _word(plan, HEAD_DIM)
+                _quantise(plan, row, _word(plan, MIXED) + row * width * 4, width)
+            elif phase == NORM_GATE_UP:
+                _norm_and_quantise(plan, row, row, _word(record, FEED_FORWARD_NORM))
+            else:
+                width = _word(plan, INTERMEDIATE)
+                _quantise(plan, row, _word(plan, GATED) + row * width * 4, width)
+
+
+@inline
+def _open(isa, plan, index, scratch):  # type: ignore[no-untyped-def]
+    """Do the phases of one chunk from `index` on, and open the first larger one (or the end) to the team."""
+    control = _word(plan, CONTROL)
+    last = _word(control, PHASES)
+    while index < last:
+        count = num_chunks(plan, index)
+        if count > 1:
+            break
+        if count == 1:
+            run_chunk(isa, plan, index, 0, scratch)
+        index += 1
+    atomic_store(control + TICKET * 8, (_word(control, FIRST) + index) << CHUNK_BITS)
+
+
+@jit
+def take_part(isa, plan, worker):  # type: ignore[no-untyped-def]
+    """Work on the current step until it ends."""
+    control = _word(plan, CONTROL)
+    scratch = _word(plan, SCRATCH) + worker * _word(plan, SCRATCH_STRIDE)
+    while True:
+        ticket = atomic_load(control + TICKET * 8)
+        index = (ticket >> CHUNK_BITS) - atomic_load(control + FIRST * 8)
+        if index < 0 or index >= atomic_load(control + PHASES * 8):
+            return
+        chunk = ticket & ((1 << CHUNK_BITS) - 1)
+        count = num_chunks(plan, index)
+        if chunk >= count:
+            wait_for_change(control + TICKET * 8, ticket, SPINS)
+        elif compare_and_swap(control + TICKET * 8, ticket, ticket + 1):
+            run_chunk(isa, plan, index, chunk, scratch)
+            if atomic_add(control + DONE * 8, 1) + 1 == count:
+                atomic_store(control + DONE * 8, 0)
+                _open(isa, plan, index + 1, scratch)
+
+
+@jit
+def run_step(isa, plan):  # type: ignore[no-untyped-def]
+    """The whole step, from the engine's thread; helpers join in on their own."""
+    control = _word(plan, CONTROL)
+    first = (atomic_load(control + TICKET * 8) >> CHUNK_BITS) + 1
+    atomic_store(control + FIRST * 8, first)
+    atomic_store(control + PHASES * 8, _word(plan, NUM_LAYERS) * NUM_PHASES + 2)
+    scratch = _word(plan, SCRATCH)
+    _open(isa, plan, 0, scratch)
+    if _word(plan, THREADS) > 1:
+        wake_helpers(control, _word(plan, FUTEX))
+    take_part(isa, plan, 0)

@@ -1,0 +1,178 @@
+"""A few threads that walk through the phases of a step together.
+
+A step is a row of phases, a phase a number of chunks. One word holds the serial number of the current phase and the
+next free chunk; a thread takes a chunk by compare-and-swap, so it can only take one of the phase it believes
+in. Whoever finishes the last chunk opens the next phase. A phase ends when its chunks are done, not when all
+threads have come: a thread that the system has taken off its core holds up at most the chunk it is in.
+"""
+
+import ctypes
+import platform
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from engine.kernels.jit import inline, jit
+from engine.kernels.packing import aligned
+from engine.kernels.simd import I64, pointer
+
+# Words of the control block, one cache line each.
+TICKET, DONE, FIRST, PHASES, WAKE, SLEEPERS, STOP = (8 * line for line in range(7))
+CONTROL_BYTES = 7 * 64
+CHUNK_BITS = 24
+SPINS = 4000
+YIELDS = 200
+
+FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
+FUTEX_CALLS = {"x86_64": 202, "aarch64": 98}
+"""Number of the futex system call on Linux, by machine."""
+
+sched_yield = types.ExternalFunction("sched_yield", types.int32())
+usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
+syscall = types.ExternalFunction("syscall", types.int64(*[types.int64] * 7))
+
+
+@intrinsic
+def atomic_load(context, address):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+    """Read a word after everything its writer did before."""
+
+    def codegen(_c: Any, b: Any, _s: Any, a: Any) -> Any:
+        return b.load_atomic(pointer(b, a[0], I64), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def atomic_store(context, address, value):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+    """Write a word after everything done before."""
+
+    def codegen(c: Any, b: Any, _s: Any, a: Any) -> Any:
+        b.store_atomic(a[1], pointer(b, a[0], I64), "seq_cst", 8)
+        return c.get_dummy_value()
+
+    return types.none(types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_add(context, address, value):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+    """Add to a word; the value before."""
+
+    def codegen(_c: Any, b: Any, _s: Any, a: Any) -> Any:
+        return b.atomic_rmw("add", pointer(b, a[0], I64), a[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def compare_and_swap(context, address, old, new):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+    """Replace a word that is still `old`; whether it was."""
+
+    def codegen(_c: Any, b: Any, _s: Any, a: Any) -> Any:
+        result = b.cmpxchg(pointer(b, a[0], I64), a[1], a[2], "seq_cst", "seq_cst")
+        return b.extract_value(result, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def pause(context):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+    """A breath in a spinning loop."""
+
+    def codegen(c: Any, b: Any, _s: Any, _a: Any) -> Any:
+        # A fence keeps the compiler from folding the loop; the spin itself is short.
+        b.fence("seq_cst") if _HAS_PAUSE is None else b.call(_pause(b), [])
+        return c.get_dummy_value()
+
+    return types.none(), codegen
+
+
+_HAS_PAUSE = {"x86_64": "llvm.x86.sse2.pause", "amd64": "llvm.x86.sse2.pause"}.get(platform.machine().lower())
+
+
+def _pause(builder: Any) -> Any:
+    name = str(_HAS_PAUSE)
+    existing = builder.module.globals.get(name)
+    return existing or ir.Function(builder.module, ir.FunctionType(ir.VoidType(), []), name)
+
+
+@inline
+def wait_for_change(address, seen, spins):  # type: ignore[no-untyped-def]  # int64 all
+    """Spin, then give the core away, until the word differs from `seen` or patience (`spins`) ends."""
+    for _ in range(spins):
+        if atomic_load(address) != seen:
+            return True
+        pause()
+    for _ in range(YIELDS):
+        if atomic_load(address) != seen:
+            return True
+        sched_yield()
+    return False
+
+
+@jit
+def sleep_until_woken(control, futex_call):  # type: ignore[no-untyped-def]  # int64 all
+    """A helper between steps: returns when there may be work, or to stop."""
+    ticket = atomic_load(control + TICKET * 8)
+    if wait_for_change(control + TICKET * 8, ticket, SPINS):
+        return
+    wake = atomic_load(control + WAKE * 8)
+    atomic_add(control + SLEEPERS * 8, 1)
+    if atomic_load(control + TICKET * 8) == ticket and atomic_load(control + STOP * 8) == 0:
+        if futex_call != 0:
+            # The low half of the wake word: it has not moved since it was read, or the call returns at once.
+            syscall(futex_call, control + WAKE * 8, FUTEX_WAIT_PRIVATE, wake & 0xFFFFFFFF, 0, 0, 0)
+        else:
+            usleep(200)
+    atomic_add(control + SLEEPERS * 8, -1)
+
+
+@jit
+def wake_helpers(control, futex_call):  # type: ignore[no-untyped-def]  # int64 all
+    """After opening a phase: get sleeping helpers up."""
+    atomic_add(control + WAKE * 8, 1)
+    if futex_call != 0 and atomic_load(control + SLEEPERS * 8) > 0:
+        syscall(futex_call, control + WAKE * 8, FUTEX_WAKE_PRIVATE, 64, 0, 0, 0)
+
+
+class Team:
+    """The helper threads of one model, and their control block. `help_step(worker)` is one helper's part of a step."""
+
+    def __init__(self, num_threads: int, help_step: Callable[[int], None]) -> None:
+        self.control: NDArray[np.int64] = aligned(CONTROL_BYTES).view(np.int64)
+        self.control[TICKET] = 1 << CHUNK_BITS
+        on_linux = platform.system() == "Linux" and ctypes.sizeof(ctypes.c_void_p) == 8
+        self.futex_call = FUTEX_CALLS.get(platform.machine().lower(), 0) if on_linux else 0
+        self._help_step = help_step
+        self._threads = [
+            threading.Thread(target=self._help, args=(worker,), name=f"kernel-helper-{worker}", daemon=True)
+            for worker in range(1, num_threads)
+        ]
+
+    def start(self) -> None:
+        """Start the helpers."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the helpers and wait for them."""
+        self.control[STOP] = 1
+        wake_helpers(self.address, self.futex_call)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    @property
+    def address(self) -> int:
+        """Where the control block lies."""
+        return int(self.control.ctypes.data)
+
+    def _help(self, worker: int) -> None:
+        while not self.control[STOP]:
+            sleep_until_woken(self.address, self.futex_call)
+            self._help_step(worker)

@@ -1,0 +1,32 @@
+"""What has to be compiled before the first step, in one place."""
+
+from typing import Any
+
+from numba.core import types
+
+from engine.kernels import attention, matmul, rows, step, team
+from engine.kernels.isa import Isa, IsaType, choose
+from engine.kernels.jit import Progress, compile_all
+
+
+def warm(progress: Progress | None = None, isa: Isa | None = None) -> None:
+    """Compile all kernels of one path, or load them from the cache (about a second)."""
+    tag = IsaType((isa or choose()).name)
+    i64, f32 = types.int64, types.float32
+    wanted: list[tuple[Any, tuple[Any, ...]]] = [
+        (rows.quantise_row, (i64,) * 5),
+        (rows.norm_row, (i64, i64, i64, f32, i64)),
+        (rows.gate_rows, (i64,) * 5),
+        (rows.rotate_row, (i64, i64, i64, i64, f32, i64)),
+        (rows.embed, (i64,) * 3),
+        (attention.attend, (i64,) * 14),
+        (matmul.multiply_panel, (tag, *(i64,) * 11)),
+        (team.sleep_until_woken, (i64,) * 2),
+        (team.wake_helpers, (i64,) * 2),
+        (step.num_chunks, (i64,) * 2),
+        (step.multiply_chunk, (tag, *(i64,) * 9)),
+        (step.run_chunk, (tag, *(i64,) * 4)),
+        (step.take_part, (tag, i64, i64)),
+        (step.run_step, (tag, i64)),
+    ]
+    compile_all(wanted, progress)
