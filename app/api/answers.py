@@ -1,0 +1,160 @@
+"""What chat and completions have in common: from a parsed body to a stream or a whole answer."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.schemas import ChosenLogprob, Sampling
+from app.api.sse import ChunkFormat, EventStream, Pulse, watch_disconnect
+from app.errors import GatewayError, InternalError, InvalidRequestError, ModelNotFoundError
+from app.metrics import GatewayMetrics
+from app.requests.generation import Generation, Generator, Order
+from app.requests.mailbox import Abandoned
+from app.requests.record import RequestRecord
+from app.requests.served import ServedModel
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MIN_KEEP_ALIVE_S = 0.5
+CLIENT_CLOSED_REQUEST = 499
+"""Status that nobody receives, for logs: the client left before its answer began."""
+
+
+@dataclass(kw_only=True)
+class Desk:
+    """Everything that an endpoint needs: one per application."""
+
+    settings: Settings
+    models: dict[str, ServedModel]
+    generator: Generator
+    metrics: GatewayMetrics
+    pulse: Pulse
+
+    def model(self, name: str) -> ServedModel:
+        """The served model of that name. Raises ModelNotFoundError."""
+        model = self.models.get(name)
+        if model is None:
+            raise ModelNotFoundError(
+                f"the model {name!r} does not exist here; served are: {', '.join(self.models)}", param="model"
+            )
+        return model
+
+    def check(self, request: Sampling) -> None:
+        """What the types cannot say. Raises InvalidRequestError."""
+        if request.n is not None and request.n > self.settings.max_choices:
+            raise InvalidRequestError(f"n: at most {self.settings.max_choices}, got {request.n}", param="n")
+        if request.stream_options is not None and not request.stream:
+            raise InvalidRequestError(
+                "stream_options is only allowed when stream is true", param="stream_options"
+            )
+
+
+@dataclass(eq=False)
+class WholeAnswer:
+    """All of one choice, joined."""
+
+    text: str = ""
+    finish_reason: str = ""
+    logprobs: list[ChosenLogprob] | None = None
+
+
+def new_record(request: Request, endpoint: str) -> RequestRecord:
+    """The record of a request that has just arrived."""
+    state = request.scope["state"]
+    return RequestRecord(state["request_id"], endpoint, int(time.time()), state["arrived_at"])
+
+
+def deadline_at(request: Request, record: RequestRecord, stream: bool) -> float | None:
+    """When the caller gives up, as it says: the SDK's read timeout (silence, so only for whole answers), or
+    `x-request-timeout` in seconds."""
+    limits = [seconds_header(request, "x-request-timeout")]
+    if not stream:
+        limits.append(seconds_header(request, "x-stainless-read-timeout"))
+    given = [limit for limit in limits if limit is not None]
+    return record.arrived_at + min(given) if given else None
+
+
+def seconds_header(request: Request, name: str) -> float | None:
+    """A header's positive number of seconds; None when it is absent or none."""
+    try:
+        value = float(request.headers.get(name, ""))
+    except ValueError:
+        return None
+    return value if 0 < value < 1e9 else None
+
+
+async def stream_answer(
+    desk: Desk, request: Request, generation: Generation, chunks: ChunkFormat, include_usage: bool
+) -> Response:
+    """The answer as server-sent events."""
+    read_timeout_s = seconds_header(request, "x-stainless-read-timeout")
+    keep_alive_s = desk.settings.keep_alive_s
+    if read_timeout_s is not None:
+        keep_alive_s = min(keep_alive_s, max(MIN_KEEP_ALIVE_S, read_timeout_s / 3))
+    return EventStream(
+        generation,
+        chunks,
+        include_usage=include_usage,
+        pulse=desk.pulse,
+        keep_alive_s=keep_alive_s,
+        describe=describe_failure,
+    )
+
+
+async def collect(request: Request, generation: Generation) -> list[WholeAnswer]:
+    """All choices, whole. The caller ends the generation. Raises Abandoned when the client leaves first."""
+    answers = [WholeAnswer() for _ in generation.choices]
+    watcher = asyncio.create_task(watch_disconnect(request.receive, generation.mailbox))
+    try:
+        async for pieces in generation.pieces():
+            for piece in pieces:
+                answer = answers[piece.choice]
+                answer.text += piece.text
+                if piece.logprobs is not None:
+                    answer.logprobs = (answer.logprobs or []) + piece.logprobs
+                if piece.finish_reason is not None:
+                    answer.finish_reason = piece.finish_reason
+    finally:
+        watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watcher
+    return answers
+
+
+def describe_failure(error: BaseException) -> GatewayError:
+    """What the client is told of any failure; what is not meant for it goes to the log."""
+    if isinstance(error, GatewayError):
+        return error
+    log.error("answering failed", exc_info=error)
+    return InternalError("the gateway failed while answering; see its log under this request's id")
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """Any msgspec-encodable value as JSON."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def gone() -> Response:
+    """For a client that is no longer there."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+__all__ = [
+    "Abandoned",
+    "Desk",
+    "Order",
+    "WholeAnswer",
+    "collect",
+    "deadline_at",
+    "gone",
+    "json_response",
+    "new_record",
+    "stream_answer",
+]

@@ -1,0 +1,131 @@
+"""Around every answer: a request id, the key check, and the error envelope for whatever goes wrong inside."""
+
+import hmac
+import logging
+import secrets
+import time
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import (
+    AuthenticationError,
+    GatewayError,
+    InternalError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+)
+from app.metrics import GatewayMetrics
+from app.requests.mailbox import Abandoned
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.json")
+"""Paths that need no key: for supervisors, Prometheus, and readers of the documentation."""
+
+
+class Entrance:
+    """The outermost ASGI layer."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: GatewayMetrics) -> None:
+        self._app = app
+        self._key_required = settings.key_required
+        self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = "req_" + secrets.token_hex(16)
+        state = scope.setdefault("state", {})
+        state["request_id"], state["arrived_at"] = request_id, time.monotonic()
+        id_header = (b"x-request-id", request_id.encode())
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"].append(id_header)
+                route = scope.get("route")
+                self._metrics.answered(getattr(route, "path", "unknown"), message["status"])
+            await send(message)
+
+        try:
+            self._check_key(scope)
+            await self._app(scope, receive, send_with_id)
+        except GatewayError as error:
+            await error_response(error)(scope, receive, send_with_id)
+        except (ClientDisconnect, Abandoned):
+            return
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if started:
+                raise
+            await error_response(_unforeseen())(scope, receive, send_with_id)
+
+    def _check_key(self, scope: Scope) -> None:
+        if not self._key_required or scope["path"] in OPEN_PATHS:
+            return
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scheme, _, key = given.partition(b" ")
+        if scheme.lower() != b"bearer" or not key:
+            raise AuthenticationError("an API key is needed: send it as 'Authorization: Bearer KEY'")
+        # Every key is compared, so that the time taken tells nothing.
+        if sum([hmac.compare_digest(key.strip(), known) for known in self._keys]) == 0:
+            raise AuthenticationError("the API key is not valid")
+
+
+def error_response(error: GatewayError) -> Response:
+    """An error as an HTTP answer."""
+    response = Response(error.encode(), error.status, media_type="application/json")
+    response.raw_headers.extend(error.headers())
+    return response
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Give the framework's own errors the envelope."""
+
+    async def gateway_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, GatewayError)
+        return error_response(error)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        response = error_response(_from_http(request, error))
+        for name, value in (error.headers or {}).items():
+            response.headers[name] = value
+        return response
+
+    async def validation_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        return error_response(InvalidRequestError(f"{param}: {first['msg']}", param=param))
+
+    app.add_exception_handler(GatewayError, gateway_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+
+
+def _from_http(request: Request, error: HTTPException) -> GatewayError:
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return NotFoundError(f"there is no {where} here", code="unknown_url")
+    if error.status_code == 405:
+        return MethodNotAllowedError(f"{where}: this method is not allowed here")
+    if error.status_code < 500:
+        return InvalidRequestError(str(error.detail))
+    return _unforeseen()
+
+
+def _unforeseen() -> InternalError:
+    return InternalError("the gateway failed; its log has the details under this request's id")

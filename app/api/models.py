@@ -1,0 +1,28 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from fastapi import APIRouter, Response
+
+from app.api.answers import Desk, json_response
+from app.api.schemas import ModelCard, ModelList
+from app.requests.served import ServedModel
+
+
+def models_router(desk: Desk) -> APIRouter:
+    """The routes over `desk`."""
+    router = APIRouter()
+
+    @router.get("/v1/models")
+    async def list_models() -> Response:
+        """Every served model."""
+        return json_response(ModelList([_card(model) for model in desk.models.values()]))
+
+    @router.get("/v1/models/{model_id:path}")
+    async def retrieve_model(model_id: str) -> Response:
+        """One served model."""
+        return json_response(_card(desk.model(model_id)))
+
+    return router
+
+
+def _card(model: ServedModel) -> ModelCard:
+    return ModelCard(model.id, model.created, model.max_context_tokens)

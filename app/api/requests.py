@@ -1,0 +1,39 @@
+"""`GET /api/requests` and `GET /api/requests/{id}`: what became of requests."""
+
+import asyncio
+import contextlib
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from app.api.answers import json_response
+from app.errors import NotFoundError
+from app.requests.history import History
+
+REPORTS_S = 2.0
+"""How long to wait for reports of workers that are still on their way when the answer is already over."""
+
+
+def requests_router(history: History) -> APIRouter:
+    """The routes over `history`."""
+    router = APIRouter()
+
+    @router.get("/api/requests")
+    async def list_requests(limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> Response:
+        """The newest records, those under way first."""
+        return json_response({"requests": [record.view() for record in history.recent(limit)]})
+
+    @router.get("/api/requests/{request_id}")
+    async def retrieve_request(request_id: str) -> Response:
+        """One record; of a request that has ended, with all reports."""
+        record = history.get(request_id)
+        if record is None:
+            raise NotFoundError(
+                f"no request {request_id!r} is known (old ones are forgotten)", param="request_id"
+            )
+        if record.ended_at is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(record.reported(), REPORTS_S)
+        return json_response(record.view())
+
+    return router

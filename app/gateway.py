@@ -1,0 +1,107 @@
+"""The gateway's application: wires its parts together, nothing else."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+
+import httpx
+from fastapi import FastAPI
+
+from app.api.answers import Desk
+from app.api.chat import chat_router
+from app.api.completions import completions_router
+from app.api.middleware import Entrance, install_error_handlers
+from app.api.models import models_router
+from app.api.ops import ops_router
+from app.api.requests import requests_router
+from app.api.sse import Pulse
+from app.api.workers import workers_router
+from app.metrics import GatewayMetrics
+from app.models import catalogue
+from app.requests.generation import Generator
+from app.requests.history import History
+from app.requests.served import ServedModel
+from app.routing.dispatcher import Dispatcher
+from app.routing.link import Connect, open_websocket
+from app.routing.workers import DirectoryReader, Workers
+from app.settings import Settings
+from app.text import load_text
+from memory_pool.client import AsyncPoolClient
+from memory_pool.directory import AsyncDirectory
+
+
+class ConfigurationError(ValueError):
+    """The settings do not fit together; the message says what to change."""
+
+
+def create_app(
+    settings: Settings,
+    *,
+    models: Mapping[str, ServedModel] | None = None,
+    directory: DirectoryReader | None = None,
+    pool: AsyncPoolClient | None = None,
+    open_channel: Connect = open_websocket,
+    http_transport: httpx.AsyncBaseTransport | None = None,
+) -> FastAPI:
+    """The application over `settings`; the other arguments replace what reaches out of the process.
+
+    Raises ConfigurationError, and what loading the model's text raises.
+    """
+    if settings.key_required and not settings.api_keys:
+        raise ConfigurationError(
+            f"listening on {settings.host}, which others can reach, needs API keys: set CLOUDMATRIX_API_KEYS "
+            "to one or more keys separated by commas, or listen on 127.0.0.1"
+        )
+    served = dict(models) if models is not None else load_models(settings)
+    own_directory = AsyncDirectory(settings.redis_url) if directory is None else None
+    own_pool = AsyncPoolClient(settings.redis_url) if pool is None else None
+    memory_pool = pool if own_pool is None else own_pool
+    reader = directory if own_directory is None else own_directory
+    assert memory_pool is not None
+    assert reader is not None
+    metrics = GatewayMetrics(next(iter(served)))
+    history = History(settings.history_size)
+    workers = Workers(reader, poll_s=settings.directory_poll_s, open_channel=open_channel)
+    dispatcher = Dispatcher(
+        workers,
+        max_in_flight=settings.max_in_flight,
+        failover_s=settings.failover_s,
+        retry_after_s=settings.retry_after_s,
+    )
+    metrics.watch(dispatcher, workers)
+    generator = Generator(dispatcher=dispatcher, pool=memory_pool, history=history, metrics=metrics)
+    pulse = Pulse()
+    desk = Desk(settings=settings, models=served, generator=generator, metrics=metrics, pulse=pulse)
+    client = httpx.AsyncClient(timeout=30, trust_env=False, transport=http_transport)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(part.run()) for part in (workers, dispatcher, pulse)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await client.aclose()
+            for owned in (own_directory, own_pool):
+                if owned is not None:
+                    await owned.close()
+
+    app = FastAPI(title="cloudmatrix", lifespan=lifespan)
+    app.include_router(ops_router(workers, metrics))
+    app.include_router(chat_router(desk))
+    app.include_router(completions_router(desk))
+    app.include_router(models_router(desk))
+    app.include_router(requests_router(history))
+    app.include_router(workers_router(workers, memory_pool, client))
+    install_error_handlers(app)
+    app.add_middleware(Entrance, settings=settings, metrics=metrics)
+    return app
+
+
+def load_models(settings: Settings) -> dict[str, ServedModel]:
+    """The configured model's text side. Raises ModelError when it is not in the catalogue."""
+    entry = catalogue.resolve(settings.model)
+    return {entry.id: ServedModel(entry, load_text(entry), int(time.time()))}

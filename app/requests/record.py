@@ -1,0 +1,204 @@
+"""What became of one request: its phases on the gateway's clock, what moved, how it was routed, how it ended.
+
+A worker reports its phases counted from the moment it received a Submit. They are laid on the gateway's clock from the
+moment that Submit was sent, which is never later: no two clocks are compared, and the small time on the wire falls
+before each phase. Work that a worker went on with after the answer had ended is cut at the end of the answer.
+"""
+
+import asyncio
+from typing import Any, Literal
+
+import msgspec
+
+from app.routing.router import Route
+from engine.protocol import Report
+from fabric.ledger import Transfer, total
+
+Status = Literal["queued", "running", "completed", "failed", "cancelled"]
+
+
+class PhaseView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A phase, in seconds from the request's arrival. `where`: `gateway` or a worker's id; `choice`: of `n`."""
+
+    phase: str
+    start_s: float
+    duration_s: float
+    where: str
+    choice: int = 0
+
+
+class UsageView(msgspec.Struct, frozen=True):
+    """Tokens of a request over all its choices; `cached_tokens` is null while unknown."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int | None
+
+
+class RouteView(msgspec.Struct, frozen=True):
+    """Who served it and why. `attempts` counts the times it was sent to a worker to begin or to go on."""
+
+    prefill_worker: str | None
+    decode_worker: str | None
+    reason: Any
+    predicted_cached_tokens: int | None
+    attempts: int
+
+
+class TotalsView(msgspec.Struct, frozen=True):
+    """Sums over the transfers; `measured_s` is null when none was measured."""
+
+    num_bytes: int
+    measured_s: float | None
+    ub_s: float
+    roce_s: float
+
+
+class RecordView(msgspec.Struct, frozen=True):
+    """Answer of `GET /api/requests/{id}`. Seconds count from arrival at the gateway."""
+
+    request_id: str
+    endpoint: str
+    model: str
+    created: int
+    status: Status
+    finish_reason: str | None
+    finish_reasons: list[str | None]
+    error: str | None
+    stream: bool
+    usage: UsageView
+    route: RouteView
+    ttft_s: float | None
+    e2e_s: float | None
+    timeline: list[PhaseView]
+    transfers: list[Transfer]
+    totals: TotalsView
+
+
+class RequestRecord:
+    """Collects what happens to a request; `view` is what others see. `now` is always the gateway's monotonic clock."""
+
+    __slots__ = (
+        "_all_reported",
+        "arrived_at",
+        "attempts",
+        "cached_tokens",
+        "completion_tokens",
+        "created",
+        "ended_at",
+        "endpoint",
+        "error",
+        "finish_reasons",
+        "first_token_at",
+        "model",
+        "num_choices",
+        "num_open_legs",
+        "num_retries",
+        "phases",
+        "predicted_cached_tokens",
+        "prompt_tokens",
+        "request_id",
+        "route",
+        "status",
+        "stream",
+        "transfers",
+    )
+
+    def __init__(self, request_id: str, endpoint: str, created: int, arrived_at: float) -> None:
+        self.request_id = request_id
+        self.endpoint = endpoint
+        self.created = created
+        self.arrived_at = arrived_at
+        self.model = ""
+        self.stream = False
+        self.num_choices = 1
+        self.status: Status = "queued"
+        self.error: str | None = None
+        self.finish_reasons: dict[int, str] = {}
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.cached_tokens: int | None = None
+        self.predicted_cached_tokens: int | None = None
+        self.route: Route | None = None
+        self.attempts = 0
+        self.num_open_legs = 0
+        self._all_reported: asyncio.Event | None = None
+        self.num_retries = 0
+        self.first_token_at: float | None = None
+        self.ended_at: float | None = None
+        self.phases: list[tuple[str, float, float, str, int]] = []
+        self.transfers: list[Transfer] = []
+
+    def add_phase(self, phase: str, started_at: float, ended_at: float) -> None:
+        """A phase of the gateway's own."""
+        self.phases.append((phase, started_at, ended_at - started_at, "gateway", 0))
+
+    def add_report(self, report: Report, sent_at: float, choice: int) -> None:
+        """A worker's part in the request, whose Submit left at `sent_at`."""
+        for phase in report.phases:
+            self.phases.append(
+                (phase.phase, sent_at + phase.start_s, phase.duration_s, report.worker_id, choice)
+            )
+        self.transfers.extend(report.transfers)
+
+    def begin_leg(self) -> None:
+        """A Submit left for a worker, which will report or be lost."""
+        self.num_open_legs += 1
+
+    def end_leg(self) -> None:
+        """A worker reported, declined or was lost."""
+        self.num_open_legs -= 1
+        if self.num_open_legs == 0 and self._all_reported is not None:
+            self._all_reported.set()
+
+    async def reported(self) -> None:
+        """Wait until no worker owes a report."""
+        while self.num_open_legs:
+            self._all_reported = self._all_reported or asyncio.Event()
+            self._all_reported.clear()
+            await self._all_reported.wait()
+
+    def end(self, status: Status, now: float, error: str | None = None) -> None:
+        """The answer is over; the first end counts."""
+        if self.ended_at is None:
+            self.status, self.ended_at, self.error = status, now, error
+
+    def view(self) -> RecordView:
+        """The record now."""
+        end_at = self.ended_at
+        phases = [
+            PhaseView(phase, _seconds(start - self.arrived_at), _seconds(cut), where, choice)
+            for phase, start, duration, where, choice in sorted(self.phases, key=lambda row: row[1])
+            if (cut := duration if end_at is None else min(duration, end_at - start)) >= 0
+        ]
+        totals = total(self.transfers)
+        route = self.route
+        reasons = [self.finish_reasons.get(index) for index in range(self.num_choices)]
+        return RecordView(
+            request_id=self.request_id,
+            endpoint=self.endpoint,
+            model=self.model,
+            created=self.created,
+            status=self.status,
+            finish_reason=reasons[0],
+            finish_reasons=reasons,
+            error=self.error,
+            stream=self.stream,
+            usage=UsageView(self.prompt_tokens, self.completion_tokens, self.cached_tokens),
+            route=RouteView(
+                None if route is None else route.prefill_worker or route.decode_worker,
+                None if route is None else route.decode_worker,
+                None if route is None else route.reason,
+                self.predicted_cached_tokens,
+                self.attempts,
+            ),
+            ttft_s=None if self.first_token_at is None else _seconds(self.first_token_at - self.arrived_at),
+            e2e_s=None if end_at is None else _seconds(end_at - self.arrived_at),
+            timeline=phases,
+            transfers=list(self.transfers),
+            totals=TotalsView(totals.num_bytes, totals.measured_s, totals.ub_s, totals.roce_s),
+        )
+
+
+def _seconds(value: float) -> float:
+    return round(value, 9)

@@ -1,0 +1,171 @@
+"""Carrying requests over their workers. `Dispatcher` admits and starts them; each choice is one `Dispatch`."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from app.errors import OverloadedError, UnavailableError
+from app.routing.dispatch import Dispatch, Work
+from app.routing.router import Demand, Route, route
+from app.routing.scorers import Candidate
+from app.routing.workers import Worker, Workers
+from engine.protocol import WorkerRecord
+
+TICK_S = 0.1
+MAX_LOCAL_BLOCKS = 8192
+"""Block keys remembered per prefill worker, at most."""
+
+
+class Dispatcher:
+    """Knows the workers and what is under way. One event loop; every method but `run` returns at once."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        *,
+        max_in_flight: int,
+        failover_s: float,
+        retry_after_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self.failover_s = failover_s
+        self.retry_after_s = retry_after_s
+        self._workers = workers
+        self._max_in_flight = max_in_flight
+        self._num_in_flight = 0
+        self._parked: dict[Dispatch, None] = {}
+        self._local_blocks: dict[str, OrderedDict[bytes, None]] = {}
+        workers.on_change = self._resume_parked
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests admitted and not released."""
+        return self._num_in_flight
+
+    @property
+    def num_parked(self) -> int:
+        """Choices that wait for a worker to appear."""
+        return len(self._parked)
+
+    def admit(self) -> None:
+        """Take one of the places for requests in flight. Raises OverloadedError when all are taken."""
+        if self._num_in_flight >= self._max_in_flight:
+            raise OverloadedError(
+                f"{self._max_in_flight} requests are in flight, which is the limit; try again shortly",
+                retry_after_s=self.retry_after_s,
+            )
+        self._num_in_flight += 1
+
+    def release(self) -> None:
+        """Give the place back."""
+        self._num_in_flight -= 1
+
+    def check_servable(self, model: str) -> None:
+        """Raises UnavailableError when no worker could decode for `model` now."""
+        if route(self.candidates(), Demand(model=model, num_prompt_tokens=0)) is None:
+            raise UnavailableError(
+                f"no worker can serve {model} now; try again shortly", retry_after_s=self.retry_after_s
+            )
+
+    def layout(self, model: str) -> WorkerRecord:
+        """The record of a worker of `model`, for what all its workers share: fingerprint and KV layout.
+
+        Raises UnavailableError when none is known.
+        """
+        for worker in self._workers.all():
+            if worker.record.model == model and worker.is_routable:
+                return worker.record
+        raise UnavailableError(f"no worker can serve {model} now", retry_after_s=self.retry_after_s)
+
+    def start(self, works: Sequence[Work]) -> list[Dispatch]:
+        """Begin to carry out choices of one prompt, which share one prefill. The first is the one that prefills."""
+        dispatches = [Dispatch(self, work) for work in works]
+        dispatches[0].followers = dispatches[1:]
+        dispatches[0].begin()
+        return dispatches
+
+    async def run(self) -> None:
+        """Retry and time out what is parked, until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._resume_parked()
+
+    def candidates(self) -> list[Candidate]:
+        """The workers as the router sees them."""
+        return [_candidate(worker) for worker in self._workers.all()]
+
+    def route(self, work: Work, avoid: Sequence[str]) -> Route | None:
+        """The best route for a choice now."""
+        candidates = self.candidates()
+        num_local_tokens = {
+            candidate.worker_id: self._num_local_blocks(candidate.worker_id, work.block_keys)
+            * work.block_tokens
+            for candidate in candidates
+            if candidate.role != "decode"
+        }
+        return route(
+            candidates,
+            Demand(
+                model=work.record.model,
+                num_prompt_tokens=len(work.prompt_tokens),
+                kv_bytes_per_token=work.kv_bytes_per_token,
+                num_local_tokens=num_local_tokens,
+                avoid=avoid,
+            ),
+        )
+
+    def worker(self, worker_id: str) -> Worker | None:
+        """The worker of that id, if it can take work."""
+        worker = self._workers.get(worker_id)
+        return worker if worker is not None and worker.is_routable else None
+
+    def remember_prefill(self, worker_id: str, block_keys: Sequence[bytes]) -> None:
+        """These blocks now lie in the worker's own cache, until newer ones push them out."""
+        blocks = self._local_blocks.setdefault(worker_id, OrderedDict())
+        for key in reversed(block_keys):  # the first block of a chain ends as the most recent: it goes last
+            blocks[key] = None
+            blocks.move_to_end(key)
+        worker = self._workers.get(worker_id)
+        limit = min(MAX_LOCAL_BLOCKS, worker.record.kv_blocks_total if worker else 0)
+        while len(blocks) > limit:
+            blocks.popitem(last=False)
+
+    def park(self, dispatch: Dispatch) -> None:
+        """Keep a choice until a worker appears or its patience is over."""
+        self._parked[dispatch] = None
+
+    def unpark(self, dispatch: Dispatch) -> None:
+        """The choice no longer waits."""
+        self._parked.pop(dispatch, None)
+
+    def _resume_parked(self) -> None:
+        for dispatch in list(self._parked):
+            dispatch.resume()
+
+    def _num_local_blocks(self, worker_id: str, block_keys: Sequence[bytes]) -> int:
+        blocks = self._local_blocks.get(worker_id)
+        if not blocks:
+            return 0
+        for number, key in enumerate(block_keys):
+            if key not in blocks:
+                return number
+        return len(block_keys)
+
+
+def _candidate(worker: Worker) -> Candidate:
+    record = worker.record
+    return Candidate(
+        worker_id=record.id,
+        role=record.role,
+        state=record.state,
+        is_connected=worker.link.is_open,
+        model=record.model,
+        location=record.location,
+        max_context_tokens=record.max_context_tokens,
+        num_sequences=max(record.running + record.waiting, worker.link.num_in_flight),
+        num_queued_tokens=max(record.queued_tokens, worker.prompt_tokens_sent),
+        kv_blocks_used=record.kv_blocks_used,
+        kv_blocks_total=record.kv_blocks_total,
+    )

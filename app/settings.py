@@ -1,0 +1,74 @@
+"""Everything about the gateway that can be configured, read once: `CLOUDMATRIX_<NAME>` in the environment."""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of one gateway process. Raises pydantic's ValidationError, which names the variable at fault."""
+
+    model_config = SettingsConfigDict(env_prefix="CLOUDMATRIX_", extra="ignore", frozen=True)
+
+    host: str = "127.0.0.1"
+    """Address the gateway listens on. Any but a loopback address makes API keys mandatory."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """TCP port; 0 takes a free one."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Where the pool and the directory of workers live."""
+    data_dir: Path = Path("~/.local/share/cloudmatrix")
+    """Folder for everything the service writes."""
+    model: str = "smollm2-135m"
+    """Name of the served model in the catalogue."""
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Bearer keys that open the API, separated by commas. Without any, only a loopback address may be served."""
+
+    max_in_flight: int = Field(default=512, ge=1)
+    """Requests served or waiting at once; the next one gets a 429."""
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    """Largest request body accepted."""
+    max_choices: int = Field(default=16, ge=1, le=128)
+    """Largest `n`."""
+    max_prompts: int = Field(default=64, ge=1)
+    """Most prompts in one call of `/v1/completions`."""
+
+    keep_alive_s: float = Field(default=10.0, gt=0)
+    """Longest silence on a stream before a comment line is sent."""
+    failover_s: float = Field(default=20.0, ge=0)
+    """How long a request whose worker was lost waits for another one before it fails."""
+    retry_after_s: float = Field(default=1.0, gt=0)
+    """What a 429 or 503 tells clients to wait."""
+    directory_poll_s: float = Field(default=0.25, gt=0)
+    """Pause between two reads of the directory of workers."""
+    history_size: int = Field(default=1000, ge=1)
+    """Finished requests whose records are kept for `GET /api/requests/{id}`."""
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(key.strip() for key in value.split(",") if key.strip())
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    @property
+    def key_required(self) -> bool:
+        """Whether callers must show a key: keys exist, or somebody other than this machine can call."""
+        return bool(self.api_keys) or not is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on reaches this machine alone. A name other than localhost counts as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
