@@ -5,16 +5,26 @@ the impossible). Tokens are ordered by it, equal ones by id. What stays in the d
 order, so a filter is one `Cut`: the last token that stays. Nothing is sorted but the few tokens around a cut.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-from numba import njit
+from numba import types
+from numpy.typing import NDArray
+
+from engine.kernels.jit import Signature, jit
+
+F32 = NDArray[np.float32]
 
 _BUCKETS_PER_UNIT = 8
 _NUM_BUCKETS = 32 * _BUCKETS_PER_UNIT + 1
 """Tokens more than 32 below the best (e**-32 as likely) share the last bucket."""
 
 
-@njit("UniTuple(float64, 2)(f4[::1], f4[::1], b1, f8, f8, i8)", cache=True, nogil=True)
-def cut(below, weights, by_mass, target, last_below, last_id):  # type: ignore[no-untyped-def]  # Numba types it
+@jit
+def cut(
+    below: F32, weights: F32, by_mass: bool, target: float, last_below: float, last_id: int
+) -> tuple[float, float]:
     """The shortest beginning of the order that reaches `target`, within the earlier cut (last_below, last_id).
 
     The measure is `by_mass` the share of the weights within the earlier cut, else the number of tokens.
@@ -43,15 +53,15 @@ def cut(below, weights, by_mass, target, last_below, last_id):  # type: ignore[n
             count += 1
     # Ids come in rising order and the sort is stable: equal logits stay in order of id.
     ids = ids[:count][np.argsort(below[ids[:count]], kind="mergesort")]
-    for i in ids:
-        reached += weights[i] if by_mass else 1.0
+    for token in ids:
+        reached += weights[token] if by_mass else 1.0
         if reached >= target:
-            return float(below[i]), float(i)
+            return float(below[token]), float(token)
     return float(below[ids[-1]]), float(ids[-1])
 
 
-@njit("i8(f4[::1], f4[::1], f8, i8, f8)", cache=True, nogil=True)
-def draw(below, weights, last_below, last_id, uniform):  # type: ignore[no-untyped-def]  # Numba types it
+@jit
+def draw(below: F32, weights: F32, last_below: float, last_id: int, uniform: float) -> int:
     """The token at `uniform` (0 ≤ u < 1) of the cumulative weight, by id, of the tokens within the cut."""
     total = 0.0
     for i in range(below.size):
@@ -67,3 +77,12 @@ def draw(below, weights, last_below, last_id, uniform):  # type: ignore[no-untyp
             if reached > target:
                 break
     return chosen
+
+
+_ROW = types.float32[::1]
+
+WANTED: list[tuple[Callable[..., Any], Signature]] = [
+    (cut, (_ROW, _ROW, types.boolean, types.float64, types.float64, types.int64)),
+    (draw, (_ROW, _ROW, types.float64, types.int64, types.float64)),
+]
+"""What to compile before the first request, for `compile_all`."""
