@@ -1,9 +1,9 @@
 """The bodies of OpenAI's text endpoints as types: what is served, what is refused by name, what is ignored.
 
 Decoding is strict (no strings for numbers, no booleans for integers). Fields that OpenAI or vLLM define and this
-service does not act on fall in two classes: `*Refused` lists those that would change the answer, so that ignoring
-them would be a lie; `Hints` lists those that would not, so that they are accepted once their type is right. Names
-nobody defined are ignored, as the SDKs expect.
+service does not act on fall in two classes: `REFUSED_FIELDS` lists those that would change the answer, so that
+ignoring them would be a lie; `Hints` lists those that would not, so that they are accepted once their type is
+right. Names nobody defined are ignored, as the SDKs expect.
 """
 
 from typing import Annotated, Any, Literal
@@ -48,8 +48,40 @@ class ResponseFormat(Struct, frozen=True):
     type: str
 
 
-class Sampling(Struct, kw_only=True, frozen=True):
-    """How to pick tokens: fields that chat and completions share."""
+class Hints(Struct, kw_only=True, frozen=True):
+    """Accepted and without effect on the answer here."""
+
+    user: str | None = None
+    metadata: dict[str, Anything] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Anything] | None = None
+    prompt_cache_retention: str | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+
+
+class Refused(Hints, kw_only=True, frozen=True):
+    """Would change the answer, and is not served: any value but null, false or empty is a 400 naming the field."""
+
+    prompt_logprobs: Anything = None
+    min_tokens: Anything = None
+    bad_words: Anything = None
+    use_beam_search: Anything = None
+    include_stop_str_in_output: Anything = None
+    structured_outputs: Anything = None
+    guided_json: Anything = None
+    guided_regex: Anything = None
+    guided_choice: Anything = None
+    guided_grammar: Anything = None
+    logits_processors: Anything = None
+
+
+class Sampling(Refused, kw_only=True, frozen=True):
+    """How to pick tokens: what chat and completions share."""
 
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
     top_p: Share | None = None
@@ -69,51 +101,7 @@ class Sampling(Struct, kw_only=True, frozen=True):
     stream_options: StreamOptions | None = None
 
 
-class Hints(Struct, kw_only=True, frozen=True):
-    """Accepted and without effect on the answer here."""
-
-    user: str | None = None
-    metadata: dict[str, Anything] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Anything] | None = None
-    prompt_cache_retention: str | None = None
-    parallel_tool_calls: bool | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
-
-
-class Refused(Struct, kw_only=True, frozen=True):
-    """Would change the answer, and is not served: any value but null, false or empty is a 400 naming the field."""
-
-    prompt_logprobs: Anything = None
-    min_tokens: Anything = None
-    bad_words: Anything = None
-    use_beam_search: Anything = None
-    include_stop_str_in_output: Anything = None
-    structured_outputs: Anything = None
-    guided_json: Anything = None
-    guided_regex: Anything = None
-    guided_choice: Anything = None
-    guided_grammar: Anything = None
-    logits_processors: Anything = None
-
-
-class ChatRefused(Refused, kw_only=True, frozen=True):
-    """What chat completions refuse beyond `Refused`."""
-
-    tools: Anything = None
-    functions: Anything = None
-    audio: Anything = None
-    prediction: Anything = None
-    web_search_options: Anything = None
-    continue_final_message: Anything = None
-    echo: Anything = None
-
-
-class ChatRequest(Sampling, Hints, ChatRefused, kw_only=True, frozen=True):
+class ChatRequest(Sampling, kw_only=True, frozen=True):
     """Body of `POST /v1/chat/completions`."""
 
     model: str
@@ -125,29 +113,35 @@ class ChatRequest(Sampling, Hints, ChatRefused, kw_only=True, frozen=True):
     modalities: list[str] | None = None
     tool_choice: str | dict[str, Anything] | None = None
     function_call: str | dict[str, Anything] | None = None
-
-
-class CompletionRefused(Refused, kw_only=True, frozen=True):
-    """What completions refuse beyond `Refused`."""
-
-    suffix: Anything = None
+    tools: Anything = None
+    functions: Anything = None
+    audio: Anything = None
+    prediction: Anything = None
+    web_search_options: Anything = None
+    continue_final_message: Anything = None
     echo: Anything = None
-    prompt_embeds: Anything = None
-    response_format: Anything = None
 
 
-class CompletionRequest(Sampling, Hints, CompletionRefused, kw_only=True, frozen=True):
+class CompletionRequest(Sampling, kw_only=True, frozen=True):
     """Body of `POST /v1/completions`. `prompt`: text, texts, token ids, or lists of token ids."""
 
     model: str
     prompt: str | list[str | TokenId | list[TokenId]]
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
+    suffix: Anything = None
+    echo: Anything = None
+    prompt_embeds: Anything = None
+    response_format: Anything = None
 
 
+_OWN_REFUSED = [name for name in Refused.__struct_fields__ if name not in Hints.__struct_fields__]
 REFUSED_FIELDS: dict[type[Struct], tuple[str, ...]] = {
-    ChatRequest: ChatRefused.__struct_fields__,
-    CompletionRequest: CompletionRefused.__struct_fields__,
+    ChatRequest: (
+        *_OWN_REFUSED,
+        *("tools", "functions", "audio", "prediction", "web_search_options", "continue_final_message", "echo"),
+    ),
+    CompletionRequest: (*_OWN_REFUSED, "suffix", "echo", "prompt_embeds", "response_format"),
 }
 
 

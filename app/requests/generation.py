@@ -4,6 +4,7 @@ begin (admit, look up, start every choice) -> pieces … -> end (exactly once, w
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from app.api.schemas import PromptTokensDetails, Usage
-from app.errors import GatewayError
+from app.errors import GatewayError, OverloadedError
 from app.metrics import GatewayMetrics
 from app.requests.choice import Choice, Piece
 from app.requests.history import History
@@ -22,7 +23,7 @@ from app.requests.served import ServedModel
 from app.routing.dispatch import Dispatch, Work
 from app.routing.dispatcher import Dispatcher
 from app.text import TextStream
-from engine.protocol import SamplingParams
+from engine.protocol import SamplingParams, WorkerRecord
 from memory_pool.client import AsyncPoolClient
 from memory_pool.keys import block_keys
 
@@ -55,12 +56,16 @@ class Generator:
 
     async def begin(self, order: Order, model: ServedModel, record: RequestRecord) -> "Generation":
         """Admit the request and set its choices going. Raises OverloadedError and UnavailableError."""
-        self.dispatcher.check_servable(model.id)
-        self.dispatcher.admit()
+        layout = self.dispatcher.layout(model.id)
+        try:
+            self.dispatcher.admit()
+        except OverloadedError:
+            self.metrics.rejected("capacity")
+            raise
         generation = Generation(self, order, model, record)
         self.history.begin(record)
         try:
-            await generation.start()
+            await generation.start(layout)
         except BaseException as error:
             generation.end(error)
             raise
@@ -80,13 +85,12 @@ class Generation:
     _is_ended: bool = False
     _last_at: dict[int, float] = field(default_factory=dict)
 
-    async def start(self) -> None:
+    async def start(self, layout: WorkerRecord) -> None:
         """Look up what the pool holds of each prompt and start its choices."""
         record, order = self.record, self.order
         record.model = self.model.id
         record.num_choices = len(order.prompts) * order.n
         record.prompt_tokens = sum(map(len, order.prompts))
-        layout = self.generator.dispatcher.layout(self.model.id)
         began = time.monotonic()
         keys = [
             block_keys(
@@ -145,7 +149,8 @@ class Generation:
         num_open = len(self.choices)
         while num_open:
             pieces: list[Piece] = []
-            for produced in await self.mailbox.take():
+            taken = await self.mailbox.take()
+            for produced in taken:
                 if produced.token_ids:
                     self._note_tokens(produced.choice, len(produced.token_ids))
                 piece = self.choices[produced.choice].take(produced)
@@ -155,18 +160,16 @@ class Generation:
                 if piece.finish_reason is not None:
                     num_open -= 1
                     self.record.finish_reasons[piece.choice] = piece.finish_reason
-            yield pieces
+            if pieces or not taken:
+                yield pieces
 
     async def usage(self) -> Usage:
         """Token counts at the end; waits a little for the report that holds the cached tokens."""
         record = self.record
         record.completion_tokens = sum(choice.num_tokens for choice in self.choices)
-        try:
-            async with asyncio.timeout(REPORT_WAIT_S):
-                while record.cached_tokens is None and record.num_open_legs:
-                    await self.mailbox.take()
-        except TimeoutError:
-            pass
+        if record.cached_tokens is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(record.reported(), REPORT_WAIT_S)
         cached = record.cached_tokens
         return Usage(
             record.prompt_tokens,

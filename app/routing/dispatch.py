@@ -316,11 +316,10 @@ class Dispatch:
 
     def _note_report(self, leg: _Leg, event: Prefilled | Finished) -> None:
         record = self.work.record
-        record.end_leg()
         record.add_report(event.report, leg.sent_at, self.work.choice)
         if leg.counts_cached:
             record.cached_tokens = (record.cached_tokens or 0) + event.report.cached_tokens
-        self.work.mailbox.tick()
+        record.end_leg()
 
     def _start_followers(self) -> None:
         followers, self.followers = self.followers, []

@@ -62,13 +62,6 @@ class Dispatcher:
         """Give the place back."""
         self._num_in_flight -= 1
 
-    def check_servable(self, model: str) -> None:
-        """Raises UnavailableError when no worker could decode for `model` now."""
-        if route(self.candidates(), Demand(model=model, num_prompt_tokens=0)) is None:
-            raise UnavailableError(
-                f"no worker can serve {model} now; try again shortly", retry_after_s=self.retry_after_s
-            )
-
     def layout(self, model: str) -> WorkerRecord:
         """The record of a worker of `model`, for what all its workers share: fingerprint and KV layout.
 
