@@ -83,6 +83,51 @@ def up(
     )
 
 
+@app.command()
+def worker(
+    role: Annotated[str, typer.Option(help="prefill, decode or both.")],
+    redis: Annotated[
+        str, typer.Option(envvar=_env("REDIS_URL"), help="Where the workers meet and share KV.")
+    ],
+    model: Annotated[
+        str, typer.Option(envvar=_env("MODEL"), help="A model of `models list`.")
+    ] = "smollm2-135m",
+    index: Annotated[int, typer.Option(min=0, help="Which one of its role: its name and place.")] = 0,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; `auto`: what this host's name means.")
+    ] = "127.0.0.1",
+    threads: Annotated[int | None, typer.Option(min=1, envvar=_env("THREADS"))] = None,
+    kv_memory_mib: Annotated[int, typer.Option(min=64, envvar=_env("KV_MEMORY_MIB"))] = 1024,
+) -> None:
+    """Run one worker by itself, to grow a service over several machines or containers.
+
+    Workers trust whoever reaches them: keep them on a private network.
+    """
+    from app.matrix.cores import default_threads
+    from app.matrix.solo import run_worker
+
+    run_worker(role, index, model, redis, host, threads or default_threads(), kv_memory_mib * MIB)
+
+
+@app.command()
+def gateway() -> None:
+    """Run the gateway by itself; its settings come from `CLOUDMATRIX_…` variables (docs/operations.md)."""
+    from app.models import catalogue
+    from app.serve import main as serve
+    from app.settings import Settings
+
+    catalogue.pull(Settings().model)
+    serve()
+
+
+@app.command()
+def console() -> None:
+    """Run the console by itself; `CLOUDMATRIX_GATEWAY_URL` names the gateway."""
+    from app.console.serve import main as serve
+
+    serve()
+
+
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is all a user needs; imported when there is one, to keep the command quick."""
     from app.matrix.data_folder import DataFolderError

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from app.matrix.data_folder import DataFolder
 from app.matrix.local import LocalLauncher, ProcessSpec
-from app.matrix.placement import place
+from app.matrix.solo import worker_arguments
 from app.models import catalogue
 from app.models.entry import ModelEntry
 from engine.protocol import Role
@@ -135,16 +135,18 @@ class _Service:
             yield self._web("console", "app.console.serve", self._console_socket)
 
     def _worker(self, role: Role, index: int) -> ProcessSpec:
+        options = self._options
+        argv = worker_arguments(
+            role, index, self._entry, threads=options.threads, kv_memory_bytes=options.kv_memory_bytes
+        )
         name = f"{role}-{index}"
-        place_of_worker = place(role, index)
-        argv = [sys.executable, "-m", "engine.server", "--id", name, "--role", role]
-        argv += ["--model", self._entry.id, "--model-path", str(self._entry.path)]
-        argv += ["--location", f"{place_of_worker.node}/{place_of_worker.npu}/{place_of_worker.die}"]
-        argv += ["--threads", str(self._options.threads), "--kv-bytes", str(self._options.kv_memory_bytes)]
-        # Decode answers someone who is reading along; a long prompt beside it can wait a little.
-        argv += ["--nice", "5" if role == "prefill" else "0", "--exit-with-parent"]
+        log_path = self._folder.logs / f"{name}.log"
         return ProcessSpec(
-            name=name, argv=argv, env=self._environment, log_path=self._folder.logs / f"{name}.log"
+            name=name,
+            argv=[*argv, "--exit-with-parent"],
+            env=self._environment,
+            log_path=log_path,
+            stop_grace_s=25,
         )
 
     def _web(self, name: str, module: str, listening: socket.socket) -> ProcessSpec:

@@ -1,0 +1,43 @@
+"""One worker by itself, in this very process: what a container or another machine runs."""
+
+import os
+import socket
+import subprocess
+import sys
+from typing import NoReturn, get_args
+
+from app.matrix.placement import place
+from app.models import catalogue
+from app.models.entry import ModelEntry
+from engine.protocol import Role
+
+PREFILL_NICE = 5
+"""Decode answers someone who is reading along; a long prompt beside it can wait a little."""
+
+
+def worker_arguments(
+    role: Role, index: int, entry: ModelEntry, *, threads: int, kv_memory_bytes: int
+) -> list[str]:
+    """The command line of the `index`-th worker of `role`. Raises ValueError when the supernode is full."""
+    location = place(role, index)
+    argv = [sys.executable, "-m", "engine.server", "--id", f"{role}-{index}", "--role", role]
+    argv += ["--model", entry.id, "--model-path", str(entry.path)]
+    argv += ["--location", f"{location.node}/{location.npu}/{location.die}"]
+    argv += ["--threads", str(threads), "--kv-bytes", str(kv_memory_bytes)]
+    return [*argv, "--nice", str(PREFILL_NICE if role == "prefill" else 0)]
+
+
+def run_worker(
+    role: str, index: int, model: str, redis_url: str, host: str, threads: int, kv_memory_bytes: int
+) -> NoReturn:
+    """Fetch the model, compile the kernels and become the worker. Raises ValueError for a role that is none."""
+    roles = get_args(Role)
+    if role not in roles:
+        raise ValueError(f"--role {role!r}: one of {', '.join(roles)} is needed")
+    entry = catalogue.pull(model)
+    subprocess.run([sys.executable, "-m", "app.compile_kernels"], check=True)
+    address = socket.gethostbyname(socket.gethostname()) if host == "auto" else host
+    argv = worker_arguments(role, index, entry, threads=threads, kv_memory_bytes=kv_memory_bytes)
+    # In the environment rather than among the arguments: the URL may hold a password.
+    os.environ["CLOUDMATRIX_REDIS_URL"] = redis_url
+    os.execv(argv[0], [*argv, "--host", address])  # noqa: S606 - becomes our own program, no shell
