@@ -47,7 +47,12 @@ def measure(url: str, *, block_bytes: int, num_blocks: int = 32, repeat: int = 1
     Raises ChannelError when the server cannot be reached.
     """
     block_format = BlockFormat(
-        fingerprint="bench", num_layers=1, num_kv_heads=1, head_dim=1, block_tokens=_TOKENS, payload_bytes=block_bytes
+        fingerprint="bench",
+        num_layers=1,
+        num_kv_heads=1,
+        head_dim=1,
+        block_tokens=_TOKENS,
+        payload_bytes=block_bytes,
     )
     tokens = list(range(num_blocks * _TOKENS))
     keys = block_keys(tokens, block_tokens=_TOKENS, fingerprint="bench", namespace="bench")
@@ -55,7 +60,9 @@ def measure(url: str, *, block_bytes: int, num_blocks: int = 32, repeat: int = 1
     source = np.random.default_rng(0).integers(0, 256, (num_blocks, block_bytes), np.uint8)
     target = np.ones_like(source)
     spans = [tokens[i * _TOKENS : (i + 1) * _TOKENS] for i in range(num_blocks)]
-    puts = [PutItem(k, t, memoryview(row), None, "bench") for k, t, row in zip(keys, spans, source, strict=True)]
+    puts = [
+        PutItem(k, t, memoryview(row), None, "bench") for k, t, row in zip(keys, spans, source, strict=True)
+    ]
     gets = [FetchItem(k, t, memoryview(row), "bench") for k, t, row in zip(keys, spans, target, strict=True)]
     rates: dict[str, list[float]] = {name: [] for name in ("raw_set", "publish", "raw_get", "fetch")}
     with (
@@ -70,7 +77,10 @@ def measure(url: str, *, block_bytes: int, num_blocks: int = 32, repeat: int = 1
 
         for _ in range(repeat):
             client.delete(keys)
-            timed("raw_set", lambda: channel.set_from([(n, [p.payload], []) for n, p in zip(names, puts, strict=True)]))
+            timed(
+                "raw_set",
+                lambda: channel.set_from([(n, [p.payload], []) for n, p in zip(names, puts, strict=True)]),
+            )
             timed("raw_get", lambda: channel.get_into(names, [[get.into] for get in gets]))
             client.delete(keys)
             timed("publish", lambda: client.publish(puts))

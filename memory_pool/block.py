@@ -39,6 +39,16 @@ class Damage(enum.StrEnum):
     """Header or payload bytes have changed."""
 
 
+def intact(value: bytes) -> bool:
+    """Whether a stored value is a whole, undamaged block of whatever model: for those who move blocks unread."""
+    if len(value) < _FIXED.size:
+        return False
+    magic, version, header_bytes, _, payload_bytes, *_, checksum = _FIXED.unpack_from(value)
+    if (magic, version) != (MAGIC, VERSION) or len(value) != header_bytes + payload_bytes:
+        return False
+    return bool(xxhash.xxh3_64_intdigest(memoryview(value)[header_bytes:]) == checksum)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockFormat:
     """What every block of one model has in common. `fingerprint` stands for weights, numerics and KV layout."""

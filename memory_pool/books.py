@@ -19,12 +19,13 @@ from memory_pool.connection import AsyncConnection, Connection
 from memory_pool.statistics import NamespaceStatistics, PoolStatistics, TierStatistics, namespace_statistics
 
 NAMESPACES = "cm:namespaces"
+DISK = "cm:disk"
 WRITE_TIMEOUT_S = 60.0
 """A writer that has not settled by then is taken for dead."""
 MAX_REMEMBERED = 20_000
 """Names of lost blocks kept per namespace to tell why a miss missed."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9_.:-]{0,127}")
 
 
 class Admission(enum.IntEnum):
@@ -50,7 +51,9 @@ class Charge:
 def check_namespace(namespace: str) -> str:
     """The namespace itself. Raises ValueError when it is not a name."""
     if not _NAME.fullmatch(namespace):
-        raise ValueError(f"namespace must be 1 to 128 of A-Z a-z 0-9 _ . : -, not {namespace!r}")
+        raise ValueError(
+            f"namespace must be 1 to 128 of A-Z a-z 0-9 _ : - and, not first, a dot; not {namespace!r}"
+        )
     return namespace
 
 
@@ -85,12 +88,14 @@ class Books:
             args += [name, more]
         for key, stored in outcome.items():
             args += [key, int(stored)]
-        answers = self._connection.run(scripts.SETTLE, _keys(namespace)[:2], args)
+        answers = self._connection.run(scripts.SETTLE, [*_keys(namespace)[:2], _keys(namespace)[3]], args)
         return [key for key, known in zip(outcome, answers, strict=True) if not known]
 
     def note_lookup(self, namespace: str, *, queries: int, hits: int, missing: bytes | None) -> str | None:
         """Count a lookup; why the first missing block missed: `never_seen`, `evicted` or `damaged`."""
-        reason = self._connection.run(scripts.NOTE_LOOKUP, _keys(namespace), [queries, hits, missing or b""])
+        reason = self._connection.run(
+            scripts.NOTE_LOOKUP, _keys(namespace)[:3], [queries, hits, missing or b""]
+        )
         return reason.decode() or None
 
     def forget(self, namespace: str, reason: str, blocks: Mapping[bytes, bytes]) -> int:
@@ -100,7 +105,39 @@ class Books:
         args: list[bytes | str | int] = [reason, MAX_REMEMBERED]
         for key, raw in blocks.items():
             args += [key, raw]
-        return sum(self._connection.run(scripts.FORGET, _keys(namespace), args))
+        return sum(self._connection.run(scripts.FORGET, _keys(namespace)[:3], args))
+
+    def take_fresh(self, namespace: str, most: int) -> list[bytes]:
+        """Keys of blocks stored lately, each once; for the disk tier."""
+        return list(self._connection.run(scripts.TAKE, [_keys(namespace)[3]], [most]))
+
+    def want(self, namespace: str, keys: Sequence[bytes]) -> None:
+        """Ask the keeper to bring blocks back from disk."""
+        if keys:
+            self._connection.call("RPUSH", _keys(namespace)[4], *keys)
+            self._connection.call("SADD", NAMESPACES, namespace)
+
+    def take_wanted(self, namespace: str, most: int) -> list[bytes]:
+        """Keys of blocks to bring back from disk."""
+        return list(self._connection.run(scripts.TAKE, [_keys(namespace)[4]], [most]))
+
+    def usage(self, namespace: str) -> tuple[int, int | None]:
+        """Bytes charged and the quota."""
+        used, quota = self._connection.call("HMGET", _keys(namespace)[1], "used_bytes", "quota_bytes")
+        return int(used or 0), None if quota is None else int(quota)
+
+    def imbalance(self, namespace: str) -> int:
+        """The account less the sum of its charges: 0 in good books."""
+        return int(self._connection.run(scripts.IMBALANCE, _keys(namespace)[:2]))
+
+    def now_ms(self) -> int:
+        """Redis's clock."""
+        return int(self._connection.run(scripts.NOW_MS, [NAMESPACES]))
+
+    def note_disk(self, **counts: int) -> None:
+        """The disk tier's figures, for the statistics."""
+        words = [word for name, count in counts.items() for word in (name, count)]
+        self._connection.call("HSET", DISK, *words)
 
     def charges(self, namespace: str) -> list[Charge]:
         """All entries of a namespace."""
@@ -127,30 +164,49 @@ class Books:
         """What the pool holds and did."""
         each: dict[str, NamespaceStatistics] = {}
         for namespace in self.namespaces():
-            charges, account, _ = _keys(namespace)
+            charges, account, *_ = _keys(namespace)
             answer = self._connection.call("HGETALL", account)
             each[namespace] = namespace_statistics(_counts(answer), self._connection.call("HLEN", charges))
-        return _pool_statistics(each, *self._connection.memory())
+        disk = _counts(self._connection.call("HGETALL", DISK))
+        return _pool_statistics(each, disk, *self._connection.memory())
 
 
 async def read_statistics(connection: AsyncConnection) -> PoolStatistics:
     """What the pool holds and did, for an event loop. Raises StoreError."""
     each: dict[str, NamespaceStatistics] = {}
     for name in sorted(await connection.call("SMEMBERS", NAMESPACES)):
-        charges, account, _ = _keys(name.decode())
+        charges, account, *_ = _keys(name.decode())
         answer = await connection.call("HGETALL", account)
         each[name.decode()] = namespace_statistics(_counts(answer), await connection.call("HLEN", charges))
-    return _pool_statistics(each, *await connection.memory())
+    disk = _counts(await connection.call("HGETALL", DISK))
+    return _pool_statistics(each, disk, *await connection.memory())
 
 
-def _pool_statistics(each: Mapping[str, NamespaceStatistics], used: int, allowed: int) -> PoolStatistics:
-    blocks = sum(one.blocks for one in each.values())
-    dram = TierStatistics(used_bytes=used, capacity_bytes=allowed or None, blocks=blocks)
-    return PoolStatistics(available=True, namespaces=each, tiers={"dram": dram})
+def _pool_statistics(
+    each: Mapping[str, NamespaceStatistics], disk: Mapping[str, int], used: int, allowed: int
+) -> PoolStatistics:
+    tiers = {
+        "dram": TierStatistics(
+            used_bytes=used,
+            capacity_bytes=allowed or None,
+            blocks=sum(one.blocks for one in each.values()),
+            evictions=sum(one.evictions for one in each.values()),
+        )
+    }
+    if disk:
+        tiers["disk"] = TierStatistics(
+            used_bytes=disk["used_bytes"],
+            capacity_bytes=disk["capacity_bytes"],
+            blocks=disk["blocks"],
+            evictions=disk["evictions"],
+            failures=disk["failures"],
+            hits=sum(one.disk_hits for one in each.values()),
+        )
+    return PoolStatistics(available=True, namespaces=each, tiers=tiers)
 
 
 def _keys(namespace: str) -> list[str]:
-    return [f"cm:ns:{{{namespace}}}:{part}" for part in ("charges", "account", "gone")]
+    return [f"cm:ns:{{{namespace}}}:{part}" for part in ("charges", "account", "gone", "fresh", "wanted")]
 
 
 def _counts(answer: Mapping[bytes, bytes] | Sequence[bytes]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from memory_pool.block import BlockFormat, Damage, Tokens
 from memory_pool.books import Admission, Books, read_statistics
+from memory_pool.disk_tier import DiskReader
 from memory_pool.placement import place_of
 from memory_pool.redis_store import AsyncRedisStore, RedisStore
 from memory_pool.statistics import PoolStatistics
@@ -112,12 +113,18 @@ class PoolClient:
     """A worker's door to the pool: synchronous, shared by threads. No verb raises because of the pool."""
 
     def __init__(
-        self, store: Store | str, block_format: BlockFormat, *, block_ttl_s: float = DEFAULT_BLOCK_TTL_S
+        self,
+        store: Store | str,
+        block_format: BlockFormat,
+        *,
+        block_ttl_s: float = DEFAULT_BLOCK_TTL_S,
+        disk: DiskReader | None = None,
     ) -> None:
         self._store: Store = RedisStore(store) if isinstance(store, str) else store
         self._books = Books(self._store.connection) if isinstance(self._store, RedisStore) else None
         self._format = block_format
         self._block_ttl_s = block_ttl_s
+        self._disk = disk
         self._rest = _Rest()
 
     def lookup(self, keys: Sequence[bytes], namespace: str = DEFAULT_NAMESPACE) -> int:
@@ -131,6 +138,9 @@ class PoolClient:
         count, reason = 0, None
         try:
             count = self._store.count_prefix(keys)
+            if count < len(keys) and self._disk is not None and self._disk.contains(namespace, keys[count]):
+                there = self._store.exists(keys[count:])
+                count += _leading(self._disk, namespace, keys[count:], there)
             if self._books is not None:
                 missing = keys[count] if count < len(keys) else None
                 reason = self._books.note_lookup(namespace, queries=len(keys), hits=count, missing=missing)
@@ -181,12 +191,16 @@ class PoolClient:
             return [FetchResult(False, Reason.UNAVAILABLE, 0, 0.0)] * len(items)
         read_s = (time.perf_counter() - started_at) / len(items)
         results: list[FetchResult] = []
+        from_disk: list[FetchItem] = []
         for item, header, length in zip(items, headers, lengths, strict=True):
             started_at = time.perf_counter()
             reason = self._examine(item, header, length)
+            if reason is not None and self._read_from_disk(item, header):
+                from_disk.append(item)
+                length, reason = header.nbytes + item.into.nbytes, None
             seconds = read_s + time.perf_counter() - started_at
             results.append(FetchResult(reason is None, reason, length or 0, seconds))
-        self._note_fetch(items, results)
+        self._note_fetch(items, results, from_disk)
         return results
 
     def publish(self, items: Sequence[PutItem]) -> list[PutResult]:
@@ -251,7 +265,18 @@ class PoolClient:
         damage: Damage | None = self._format.verify(item.key, item.tokens, header, item.into)
         return None if damage is None else Reason(damage.value)
 
-    def _note_fetch(self, items: Sequence[FetchItem], results: Sequence[FetchResult]) -> None:
+    def _read_from_disk(self, item: FetchItem, header: memoryview) -> bool:
+        if self._disk is None:
+            return False
+        length = self._disk.read_into(item.namespace, item.key, (header, item.into))
+        reason = self._examine(item, header, length)
+        if reason in _DAMAGED:
+            self._disk.delete(item.namespace, item.key)
+        return reason is None
+
+    def _note_fetch(
+        self, items: Sequence[FetchItem], results: Sequence[FetchResult], from_disk: Sequence[FetchItem]
+    ) -> None:
         damaged = [item for item, result in zip(items, results, strict=True) if result.reason in _DAMAGED]
         self.delete([item.key for item in damaged])
         if self._books is None:
@@ -259,8 +284,14 @@ class PoolClient:
         try:
             for namespace in {item.namespace for item in items}:
                 good = [r for i, r in zip(items, results, strict=True) if r.ok and i.namespace == namespace]
-                counts = {"fetched": len(good), "fetched_bytes": sum(result.num_bytes for result in good)}
+                wanted = [item.key for item in from_disk if item.namespace == namespace]
+                counts = {
+                    "fetched": len(good),
+                    "fetched_bytes": sum(result.num_bytes for result in good),
+                    "disk_hits": len(wanted),
+                }
                 self._books.settle(namespace, {}, counts)
+                self._books.want(namespace, wanted)
                 lost = {item.key: b"" for item in damaged if item.namespace == namespace}
                 self._books.forget(namespace, "damaged", lost)
         except StoreFullError:
@@ -328,19 +359,24 @@ class PoolClient:
 class AsyncPoolClient:
     """The gateway's door to the pool, on one event loop. No verb raises because of the pool."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, disk: DiskReader | None = None) -> None:
         self._store = AsyncRedisStore(url)
+        self._disk = disk
         self._rest = _Rest()
 
-    async def lookup(self, keys: Sequence[bytes]) -> int:
+    async def lookup(self, keys: Sequence[bytes], namespace: str = DEFAULT_NAMESPACE) -> int:
         """How many leading blocks are in the pool; 0 when it cannot be asked."""
         if not keys or not self._rest.over:
             return 0
         try:
-            return await self._store.count_prefix(keys)
+            count = await self._store.count_prefix(keys)
+            if count < len(keys) and self._disk is not None and self._disk.contains(namespace, keys[count]):
+                there = await self._store.exists(keys[count:])
+                count += _leading(self._disk, namespace, keys[count:], there)
         except StoreError:
             self._rest.failed()
             return 0
+        return count
 
     async def stats(self) -> PoolStatistics:
         """What the pool holds and did, over all its clients."""
@@ -354,3 +390,11 @@ class AsyncPoolClient:
     async def close(self) -> None:
         """Release connections."""
         await self._store.close()
+
+
+def _leading(disk: DiskReader, namespace: str, keys: Sequence[bytes], there: Sequence[bool]) -> int:
+    """How many leading blocks are in DRAM (`there`) or on disk."""
+    for index, (key, present) in enumerate(zip(keys, there, strict=True)):
+        if not present and not disk.contains(namespace, key):
+            return index
+    return len(keys)

@@ -180,6 +180,17 @@ class AsyncConnection:
         except (redis.RedisError, OSError) as error:
             raise _store_error(error) from error
 
+    async def call_many(self, commands: Sequence[Sequence[Words]]) -> list[Any]:
+        """Commands on one key each, pipelined; the answers in order."""
+        client = await self._connected()
+        try:
+            async with client.pipeline(transaction=False) as pipeline:
+                for words in commands:
+                    pipeline.execute_command(*words)
+                return await pipeline.execute() if commands else []
+        except (redis.RedisError, OSError) as error:
+            raise _store_error(error) from error
+
     async def memory(self) -> tuple[int, int]:
         """Bytes used and bytes allowed (0: no limit), over all master servers."""
         client = await self._connected()

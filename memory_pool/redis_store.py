@@ -179,6 +179,12 @@ class AsyncRedisStore:
                 break
         return total
 
+    async def exists(self, keys: Sequence[bytes]) -> list[bool]:
+        """See Store."""
+        return [
+            bool(there) for there in await self.connection.call_many([("EXISTS", n) for n in _names(keys)])
+        ]
+
     async def close(self) -> None:
         """Release connections."""
         await self.connection.close()

@@ -57,7 +57,7 @@ return answers
 """
 )
 
-# KEYS: charges, account. ARGV: number of counts n, n times (name, more), then key, 1 (stored) or 0 (failed) ...
+# KEYS: charges, account, fresh. ARGV: number of counts n, n times (name, more), then key, 1 (stored) or 0 (failed) ...
 # Answers 0 for each key whose charge is gone: its writer was taken for dead.
 SETTLE = (
     _CHARGES
@@ -70,7 +70,10 @@ for i = first, #ARGV, 2 do
     answers[#answers + 1] = 0
   else
     writers = math.max(0, writers - 1)
-    if ARGV[i + 1] == '1' then stored = 1 end
+    if ARGV[i + 1] == '1' then
+      stored = 1
+      redis.call('RPUSH', KEYS[3], ARGV[i])
+    end
     if writers == 0 and stored == 0 then
       redis.call('HDEL', KEYS[1], ARGV[i])
       used = used - size
@@ -80,7 +83,10 @@ for i = first, #ARGV, 2 do
     answers[#answers + 1] = 1
   end
 end
-if #ARGV >= first then set_used() end
+if #ARGV >= first then
+  set_used()
+  redis.call('LTRIM', KEYS[3], -10000, -1)
+end
 for i = 2, first - 1, 2 do redis.call('HINCRBY', KEYS[2], ARGV[i], ARGV[i + 1]) end
 return answers
 """
@@ -129,6 +135,25 @@ end
 redis.call('HINCRBY', KEYS[2], 'miss_' .. reason, 1)
 return reason
 """
+
+# KEYS: a list. ARGV: most keys. Takes keys from its head.
+TAKE = """
+local taken = redis.call('LRANGE', KEYS[1], 0, ARGV[1] - 1)
+redis.call('LTRIM', KEYS[1], #taken, -1)
+return taken
+"""
+
+# KEYS: charges, account. Answers the account less the sum of its charges.
+IMBALANCE = (
+    _CHARGES
+    + """
+local sum = 0
+for _, charge in ipairs(redis.call('HVALS', KEYS[1])) do sum = sum + tonumber(string.match(charge, '^%d+')) end
+return string.format('%.0f', used - sum)
+"""
+)
+
+NOW_MS = _NOW + "return now"
 
 _LEASES = (
     _NOW

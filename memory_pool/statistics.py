@@ -23,6 +23,7 @@ class NamespaceStatistics:
     fetched_bytes: int = 0
     published: int = 0
     published_bytes: int = 0
+    disk_hits: int = 0
     evictions: int = 0
     damaged: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -42,6 +43,10 @@ class TierStatistics:
     used_bytes: int
     capacity_bytes: int | None
     blocks: int | None
+    evictions: int
+    hits: int | None = None
+    failures: int | None = None
+    """Writes that the tier did not take."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -93,6 +98,7 @@ def namespace_statistics(account: Mapping[str, int], num_blocks: int) -> Namespa
         fetched_bytes=account.get("fetched_bytes", 0),
         published=account.get("published", 0),
         published_bytes=account.get("published_bytes", 0),
+        disk_hits=account.get("disk_hits", 0),
         evictions=account.get("gone_evicted", 0),
         damaged=account.get("gone_damaged", 0),
         dropped=starting("dropped_"),

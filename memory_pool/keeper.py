@@ -1,0 +1,221 @@
+"""The keeper: the process that keeps the pool's house, while workers only read and write blocks.
+
+Each pass, in order: put fresh blocks on disk, bring blocks that were found on disk back to DRAM, evict above the
+watermarks (the whole DRAM, and each namespace's quota), and now and then audit the books: dead writers, blocks that
+Redis dropped, leases that ran out. When it is not running the pool still serves: Redis evicts by itself, nothing is
+lost but the disk tier's news.
+
+`python -m memory_pool.keeper --disk-folder D --disk-bytes N`; the Redis URL comes in CLOUDMATRIX_REDIS_URL.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from memory_pool import scripts
+from memory_pool.block import intact
+from memory_pool.books import Admission, Books, Charge
+from memory_pool.disk_tier import DiskTier
+from memory_pool.eviction import LruIndex, Watermarks
+from memory_pool.redis_store import LEASE_PREFIX, RedisStore, redis_key
+from memory_pool.store import Put, StoreError
+
+PASS_S = 0.25
+AUDIT_S = 5.0
+BLOCK_TTL_S = 24 * 3600.0
+
+_BATCH = 32
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Integrity:
+    """What an audit found; the books balance when everything is 0."""
+
+    uncharged_bytes: int = 0
+    """Account less the sum of its charges."""
+    vanished: int = 0
+    """Charged blocks that are no more, refunded by the audit."""
+    wrong_size: int = 0
+    """Blocks whose length is not what was charged, deleted by the audit."""
+    dead_writers: int = 0
+    """Unfinished puts, cleaned up by the audit."""
+    expired_leases: int = 0
+
+
+class Keeper:
+    """Used by one thread. `disk` None: no disk tier. Verbs raise StoreError when Redis cannot be reached."""
+
+    def __init__(
+        self, url: str, *, disk: DiskTier | None = None, watermarks: Watermarks | None = None
+    ) -> None:
+        self._store = RedisStore(url)
+        self._connection = self._store.connection
+        self._books = Books(self._connection)
+        self._disk = disk
+        self._watermarks = watermarks or Watermarks()
+
+    def run_pass(self) -> None:
+        """One round of everything but the audit."""
+        for namespace in self._books.namespaces():
+            self.persist(namespace)
+            self.promote(namespace)
+            self._evict_over_quota(namespace)
+        self._evict_over_watermark()
+        if self._disk is not None:
+            self._books.note_disk(
+                used_bytes=self._disk.used_bytes,
+                capacity_bytes=self._disk.capacity_bytes,
+                blocks=len(self._disk),
+                evictions=self._disk.num_evicted,
+                failures=self._disk.num_failures,
+            )
+
+    def persist(self, namespace: str) -> int:
+        """Put blocks stored since the last time on disk; how many."""
+        written = 0
+        while fresh := self._books.take_fresh(namespace, _BATCH):
+            if self._disk is not None:
+                written += sum(self._save(namespace, key) for key in fresh)
+        return written
+
+    def promote(self, namespace: str) -> int:
+        """Bring blocks that a reader found on disk back to DRAM; how many."""
+        promoted = 0
+        while wanted := self._books.take_wanted(namespace, _BATCH):
+            for key in dict.fromkeys(wanted):
+                value = self._disk.read(namespace, key) if self._disk is not None else None
+                if value is not None and intact(value):
+                    promoted += self._restore(namespace, key, value)
+        return promoted
+
+    def audit(self) -> Integrity:
+        """Hold the books against what is there, and mend them."""
+        found = Integrity()
+        now_ms = self._books.now_ms()
+        for namespace in self._books.namespaces():
+            charges = self._books.charges(namespace)
+            lengths = self._connection.call_many([("STRLEN", redis_key(charge.key)) for charge in charges])
+            vanished: dict[bytes, bytes] = {}
+            for charge, length in zip(charges, lengths, strict=True):
+                if charge.writers and charge.deadline_ms < now_ms:
+                    found.dead_writers += charge.writers
+                    outcome = {charge.key: length == charge.num_bytes}
+                    for _ in range(charge.writers):
+                        self._books.settle(namespace, outcome)
+                elif not charge.writers and not length:
+                    vanished[charge.key] = charge.raw
+                elif not charge.writers and length != charge.num_bytes:
+                    found.wrong_size += 1
+                    self._store.delete([charge.key])
+                    self._books.forget(namespace, "damaged", {charge.key: charge.raw})
+            found.vanished += self._books.forget(namespace, "evicted", vanished)
+            found.uncharged_bytes += self._books.imbalance(namespace)
+        for name in self._connection.scan(f"{LEASE_PREFIX}*"):
+            swept = self._connection.run(scripts.SWEEP_LEASES, [name], [round(BLOCK_TTL_S * 1000)])
+            found.expired_leases += int(swept)
+        return found
+
+    def close(self) -> None:
+        """Release connections."""
+        self._store.close()
+
+    def _evict_over_watermark(self) -> None:
+        used, allowed = self._connection.memory()
+        if not allowed:
+            return
+        excess = self._watermarks.bytes_to_free(used, allowed)
+        if excess:
+            charges = {name: self._books.charges(name) for name in self._books.namespaces()}
+            self._evict(charges, excess)
+
+    def _evict_over_quota(self, namespace: str) -> None:
+        used, quota = self._books.usage(namespace)
+        if quota is None:
+            return
+        excess = self._watermarks.bytes_to_free(used, quota)
+        if excess:
+            self._evict({namespace: self._books.charges(namespace)}, excess)
+
+    def _evict(self, charges: dict[str, list[Charge]], num_bytes: int) -> None:
+        """Remove least recently used blocks, held ones excepted; what is not on disk yet goes there first."""
+        idle: list[tuple[int, str, Charge]] = []
+        for namespace, each in charges.items():
+            settled = [charge for charge in each if charge.stored and not charge.writers]
+            seconds = self._connection.call_many([("OBJECT", "IDLETIME", redis_key(c.key)) for c in settled])
+            idle += [(s, namespace, c) for s, c in zip(seconds, settled, strict=True) if s is not None]
+        index: LruIndex[tuple[str, bytes]] = LruIndex()
+        raw: dict[tuple[str, bytes], bytes] = {}
+        for _, namespace, charge in sorted(idle, key=lambda each: -each[0]):
+            index.insert((namespace, charge.key), charge.num_bytes)
+            raw[namespace, charge.key] = charge.raw
+        freed = 0
+        while freed < num_bytes and len(index):
+            for namespace, key in index.victims(num_bytes - freed, 0.0):
+                size = index.remove((namespace, key))
+                if self._disk is not None and not self._disk.contains(namespace, key):
+                    self._save(namespace, key)
+                if self._store.evict([key]) == [True]:
+                    freed += size
+                    self._books.forget(namespace, "evicted", {key: raw[namespace, key]})
+
+    def _save(self, namespace: str, key: bytes) -> bool:
+        assert self._disk is not None
+        value = self._connection.call("GET", redis_key(key))
+        return value is not None and intact(value) and self._disk.write(namespace, key, value)
+
+    def _restore(self, namespace: str, key: bytes, value: bytes) -> bool:
+        if self._books.admit(namespace, [(key, len(value))], also_stored=True) != [Admission.CHARGED]:
+            return False
+        stored = self._store.put_many([Put(key, lambda: [value], BLOCK_TTL_S)]) == [True]
+        self._books.settle(namespace, {key: stored})
+        return stored
+
+
+def keep(keeper: Keeper, stop: threading.Event, *, pass_s: float = PASS_S, audit_s: float = AUDIT_S) -> None:
+    """Keep house until told to stop, or until the process that started this one is gone."""
+    parent = os.getppid()
+    audit_at = time.monotonic() + audit_s
+    while not stop.wait(pass_s) and os.getppid() == parent:
+        try:
+            keeper.run_pass()
+            if time.monotonic() >= audit_at:
+                found = keeper.audit()
+                if found != Integrity():
+                    logger.info("audit: %s", found)
+                audit_at = time.monotonic() + audit_s
+        except StoreError as error:
+            logger.warning("the pool cannot be reached: %s", error)
+
+
+def main() -> None:
+    """The process."""
+    parser = argparse.ArgumentParser(description="Keeps the memory pool's house.")
+    parser.add_argument("--disk-folder", type=Path, help="folder of the disk tier; without it there is none")
+    parser.add_argument(
+        "--disk-bytes", type=int, default=8 << 30, help="capacity of the disk tier (default: 8 GiB)"
+    )
+    options = parser.parse_args()
+    url = os.environ.get("CLOUDMATRIX_REDIS_URL")
+    if not url:
+        parser.error("CLOUDMATRIX_REDIS_URL is not set: it names the Redis server of the pool")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    disk = DiskTier(options.disk_folder, options.disk_bytes) if options.disk_folder else None
+    keeper = Keeper(url, disk=disk)
+    try:
+        keep(keeper, stop)
+    finally:
+        keeper.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from memory_pool.disk_tier import DiskReader, DiskTier
+
+
+def key(number: int) -> bytes:
+    return bytes([number]) * 32
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 1000)
+    assert tier.write("n", key(1), b"head" + b"payload")
+    head, rest = bytearray(4), bytearray(7)
+    reader = DiskReader(tmp_path)
+    assert reader.read_into("n", key(1), [memoryview(head), memoryview(rest)]) == 11
+    assert bytes(head + rest) == b"headpayload"
+    assert reader.read_into("n", key(1), [memoryview(head)]) == 11
+    assert reader.read_into("n", key(2), [memoryview(head)]) is None
+    assert reader.read_into("other", key(1), [memoryview(head)]) is None
+    assert reader.contains("n", key(1))
+    assert not reader.contains("other", key(1))
+
+
+def test_the_least_recently_used_make_room(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 30)
+    for number in (1, 2, 3):
+        tier.write("n", key(number), b"0123456789")
+        os.utime(tier.path("n", key(number)), (number, number))
+    tier = DiskTier(tmp_path, 30)
+    # Another process reads 1: it is now the youngest, so 2 goes.
+    DiskReader(tmp_path).read_into("n", key(1), [memoryview(bytearray(10))])
+    assert tier.write("n", key(4), b"0123456789")
+    assert [tier.contains("n", key(number)) for number in (1, 2, 3, 4)] == [True, False, True, True]
+    assert (tier.used_bytes, len(tier), tier.num_evicted) == (30, 3, 1)
+
+
+def test_it_takes_over_what_an_earlier_one_left(tmp_path: Path) -> None:
+    DiskTier(tmp_path, 100).write("n", key(1), b"0123456789")
+    partial = DiskReader(tmp_path).path("n", key(1)).with_suffix(".partial")
+    partial.write_bytes(b"half")
+    tier = DiskTier(tmp_path, 100)
+    assert (tier.used_bytes, len(tier)) == (10, 1)
+    assert not partial.exists()
+    assert len(DiskTier(tmp_path, 5)) == 0
+    assert not tier.contains("n", key(1))
+
+
+def test_a_value_larger_than_the_tier_is_refused(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 5)
+    assert not tier.write("n", key(1), b"0123456789")
+    assert tier.used_bytes == 0
+
+
+def test_a_disk_that_takes_nothing_is_a_counted_failure(tmp_path: Path) -> None:
+    (tmp_path / "n").write_text("a file where the folder should be")
+    tier = DiskTier(tmp_path, 100)
+    assert not tier.write("n", key(1), b"x")
+    assert (tier.num_failures, tier.used_bytes, len(tier)) == (1, 0, 0)
+    assert tier.read("n", key(1)) is None
+    tier.delete("n", key(1))
+
+
+def test_a_namespace_is_purged_alone(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 100)
+    tier.write("a", key(1), b"x")
+    tier.write("b", key(1), b"x")
+    assert tier.purge("a") == 1
+    assert (tier.contains("a", key(1)), tier.contains("b", key(1))) == (False, True)
+
+
+def test_a_namespace_cannot_leave_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="namespace"):
+        DiskReader(tmp_path).path("..", key(1))
