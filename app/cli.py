@@ -132,18 +132,29 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is all a user needs; imported when there is one, to keep the command quick."""
     from app.matrix.data_folder import DataFolderError
     from app.matrix.local import ProcessFailedError
+    from app.matrix.solo import KernelsError
     from app.models.entry import ModelError
     from app.up import UpError
     from engine.weights.errors import ModelFileError
     from memory_pool.redis_server import RedisServerError
 
-    return UpError, DataFolderError, ProcessFailedError, ModelError, ModelFileError, RedisServerError
+    return (
+        UpError,
+        DataFolderError,
+        ProcessFailedError,
+        KernelsError,
+        ModelError,
+        ModelFileError,
+        RedisServerError,
+    )
 
 
 def main() -> None:
     """Entry point of the `cloudmatrix` command: exit status 1 and one clear message for an expected error."""
     try:
         app()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except Exception as error:
         if not isinstance(error, _expected_errors()):
             raise

@@ -14,7 +14,6 @@ import json
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Coroutine, Iterator
@@ -27,7 +26,7 @@ from rich.console import Console
 
 from app.matrix.data_folder import DataFolder
 from app.matrix.local import LocalLauncher, ProcessSpec
-from app.matrix.solo import worker_arguments
+from app.matrix.solo import compile_kernels, worker_arguments
 from app.models import catalogue
 from app.models.entry import ModelEntry
 from engine.protocol import Role
@@ -75,7 +74,7 @@ def run(options: UpOptions) -> None:
         if options.console_port is not None:
             console_socket = held.enter_context(_bind(options.host, options.console_port, "--console-port"))
         entry = catalogue.pull(options.model)
-        subprocess.run([sys.executable, "-m", "app.compile_kernels"], check=True)
+        compile_kernels()
         redis_url = options.redis_url
         if redis_url is None:
             server = start_redis(folder.path / "redis", maxmemory_bytes=options.pool_memory_bytes)
@@ -101,7 +100,7 @@ class _Service:
         self._entry = entry
         self._gateway_socket = gateway_socket
         self._console_socket = console_socket
-        self._out = Console(stderr=True, highlight=False)
+        self._out = Console(stderr=True, highlight=False, soft_wrap=True)
         # Secrets travel in the environment, which other users cannot read, and never in an argument list.
         self._environment = {"CLOUDMATRIX_REDIS_URL": redis_url, "CLOUDMATRIX_DATA_DIR": str(folder.path)}
 
@@ -205,7 +204,7 @@ class _Service:
         self._out.print(f"  Logs     {self._folder.logs}")
         self._out.print("\nTry it:")
         curl = f"  curl {base_url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-        self._out.print(curl + "\n", soft_wrap=True, markup=False)
+        self._out.print(curl + "\n", markup=False)
 
 
 def _bind(host: str, port: int, flag: str) -> socket.socket:

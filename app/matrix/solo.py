@@ -15,6 +15,10 @@ PREFILL_NICE = 5
 """Decode answers someone who is reading along; a long prompt beside it can wait a little."""
 
 
+class KernelsError(Exception):
+    """The kernels could not be compiled; the message says what to do."""
+
+
 def worker_arguments(
     role: Role, index: int, entry: ModelEntry, *, threads: int, kv_memory_bytes: int
 ) -> list[str]:
@@ -27,6 +31,16 @@ def worker_arguments(
     return [*argv, "--nice", str(PREFILL_NICE if role == "prefill" else 0)]
 
 
+def compile_kernels() -> None:
+    """Have the kernels compiled into the cache by a process of its own. Raises KernelsError."""
+    finished = subprocess.run([sys.executable, "-m", "app.compile_kernels"], check=False)
+    if finished.returncode:
+        raise KernelsError(
+            "the kernels could not be compiled (see above); is the cache folder writable? "
+            "CLOUDMATRIX_CACHE_DIR names another one"
+        )
+
+
 def run_worker(
     role: str, index: int, model: str, redis_url: str, host: str, threads: int, kv_memory_bytes: int
 ) -> NoReturn:
@@ -35,7 +49,7 @@ def run_worker(
     if role not in roles:
         raise ValueError(f"--role {role!r}: one of {', '.join(roles)} is needed")
     entry = catalogue.pull(model)
-    subprocess.run([sys.executable, "-m", "app.compile_kernels"], check=True)
+    compile_kernels()
     address = socket.gethostbyname(socket.gethostname()) if host == "auto" else host
     argv = worker_arguments(role, index, entry, threads=threads, kv_memory_bytes=kv_memory_bytes)
     # In the environment rather than among the arguments: the URL may hold a password.
