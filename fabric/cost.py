@@ -24,6 +24,7 @@ from fabric.planes import (
     ROCE_EFFICIENCY,
     ROCE_LATENCY,
     UB_CPU,
+    UB_LANE,
     UB_TABLE,
     UB_TABLE_BYTES,
     VPC_LATENCY,
@@ -33,6 +34,8 @@ from fabric.planes import (
     Plane,
 )
 from fabric.topology import (
+    L1_UPLINKS,
+    NUM_SUBPLANES,
     PER_NODE,
     SUPERNODE,
     FabricError,
@@ -123,6 +126,21 @@ def line_rate(topology: Topology, routes: list[Route]) -> float:
     for chip in {chip for chip, _ in stages}:
         total += min(sum(stages[chip, s].values()) for s in range(3) if (chip, s) in stages)
     return total
+
+
+def surviving_share(topology: Topology) -> float:
+    """Share of its lanes to the L2 chips that the worst node still has (1 when nothing is broken).
+
+    What runs over many nodes at once, such as an expert exchange, waits for that node.
+    """
+    if not topology.failed:
+        return 1.0
+    left = [0.0] * topology.num_nodes
+    for link, rate in topology.capacity.items():
+        start, end = link.split(">")
+        if start.startswith("l1:") and end.startswith("l2:"):
+            left[int(start[3:].split(".")[0])] += rate
+    return min(left) / (NUM_SUBPLANES * L1_UPLINKS * UB_LANE.value)
 
 
 def transfer_report(src: str, dst: str, num_bytes: int, topology: Topology = SUPERNODE) -> dict[str, object]:

@@ -33,7 +33,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodePoint:
-    """A decode batch in steady state. `batch_per_rank`: sequences; `context_tokens`: mean KV length."""
+    """A decode batch in steady state. `batch_per_rank`: sequences; `context_tokens`: mean KV length.
+
+    `fabric_share`: share of UB lanes between nodes that work.
+    """
 
     batch_per_rank: float
     context_tokens: float
@@ -42,6 +45,7 @@ class DecodePoint:
     mtp: bool = True
     microbatch: bool = True
     imbalanced: bool = True
+    fabric_share: float = 1.0
     hardware: Hardware = ASCEND_910C
     parameters: Parameters = PUBLISHED
 
@@ -114,5 +118,6 @@ class DecodePoint:
             imbalance=imbalance,
             inflation=inflation,
             in_pipeline=in_pipeline,
+            fabric_share=self.fabric_share,
         )
         return sent_s + hypot(weights_s, inflation * gemm_s)

@@ -46,10 +46,12 @@ def exchange_s(
     imbalance: float,
     inflation: float,
     in_pipeline: bool,
+    fabric_share: float = 1.0,
 ) -> float:
     """Dispatch and combine of `num_tokens` tokens per rank, one after the other.
 
-    On RoCE the card's rate bounds each operator from below; UB's never does.
+    The plane's rate bounds each operator from below: RoCE's card does so at once, UB only when few lanes are
+    left (`fabric_share` of them).
     """
     total = 0.0
     slowdown = (
@@ -58,8 +60,14 @@ def exchange_s(
     for operator, token_bytes in (("dispatch", DISPATCH_BYTES), ("combine", COMBINE_BYTES)):
         full_s = operator_s(ep, hardware, parameters, operator)
         moving_s = (1 - BARRIER_SHARE) * full_s * num_tokens / TABLE_TOKENS * imbalance * inflation * slowdown
-        if plane == "roce" and hardware.exchange_library == "cann":
+        if hardware.exchange_library == "cann":
             wire_bytes = num_tokens * TOP_K * token_bytes * imbalance
-            moving_s = max(moving_s, wire_bytes / (hardware.nic_bytes_per_s * ROCE_EFFICIENCY.value))
+            moving_s = max(moving_s, wire_bytes / _wire_rate(plane, hardware, fabric_share))
         total += BARRIER_SHARE * full_s * slowdown + moving_s
     return total
+
+
+def _wire_rate(plane: Plane, hardware: Hardware, fabric_share: float) -> float:
+    if plane == "roce":
+        return hardware.nic_bytes_per_s * ROCE_EFFICIENCY.value
+    return UB_TABLE["npu", "write", False].bytes_per_s * max(fabric_share, 1e-9)

@@ -43,6 +43,7 @@ def predict(scenario: Scenario) -> dict[str, Any]:
         "decode_attention_cores": layer.attention_cores,
         "prefill_layer_s": prefill.layer_s(),
         "pool_load_s": prefill.load_s(),
+        "fabric_share": decode.fabric_share,
         "max_batch_per_npu": scenario.max_sequences_per_npu,
         "kv_bytes_per_token": r1.KV_BYTES_PER_TOKEN,
         "trust": trust(scenario),

@@ -13,7 +13,16 @@ from app.twin import deepseek as r1
 from app.twin.hardware import ASCEND_910C, Hardware
 from app.twin.parameters import PUBLISHED, Parameters
 from fabric.collectives import COMBINE_BYTES, DISPATCH_BYTES, TOP_K
-from fabric.planes import ROCE_DIE, ROCE_EFFICIENCY, UB_CPU, UB_TABLE, VPC_NODE, Plane
+from fabric.planes import (
+    ROCE_DIE,
+    ROCE_EFFICIENCY,
+    TRANSCEIVERS_PER_DIE,
+    UB_CPU,
+    UB_LANE,
+    UB_TABLE,
+    VPC_NODE,
+    Plane,
+)
 from fabric.topology import CPUS_PER_NODE, NPUS_PER_NODE
 
 
@@ -25,9 +34,9 @@ class PrefillPoint:
     prompt_tokens: float
     ep: int = 32
     plane: Plane = "ub"
-    pool_plane: Plane | None = None
     microbatch: bool = True
     imbalanced: bool = True
+    fabric_share: float = 1.0
     reuse: float = 0.0
     hardware: Hardware = ASCEND_910C
     parameters: Parameters = PUBLISHED
@@ -52,7 +61,7 @@ class PrefillPoint:
         num_bytes = self.tokens_per_rank * TOP_K * (DISPATCH_BYTES + COMBINE_BYTES) * imbalance
         if self.hardware.exchange_library == "deepep" or self.plane == "roce":
             return num_bytes / (self.hardware.nic_bytes_per_s * ROCE_EFFICIENCY.value)
-        return num_bytes / UB_TABLE["npu", "write", False].bytes_per_s
+        return num_bytes / (UB_TABLE["npu", "write", False].bytes_per_s * max(self.fabric_share, 1e-9))
 
     def layer_s(self) -> float:
         """One layer without reuse."""
@@ -62,7 +71,7 @@ class PrefillPoint:
     def load_s(self) -> float:
         """Reading the cached part from the pool when all ranks do so at once."""
         num_bytes = self.tokens_per_rank * self.reuse * r1.KV_BYTES_PER_TOKEN
-        return num_bytes / pool_bytes_per_s(self.pool_plane or self.plane)
+        return num_bytes / pool_bytes_per_s(self.plane, self.fabric_share)
 
     def batch_s(self) -> float:
         """The whole batch: the time to first token of prompts that start together."""
@@ -70,11 +79,13 @@ class PrefillPoint:
         return without_reuse_s * (1 - self.parameters.reuse_gain * self.reuse) + self.load_s()
 
 
-def pool_bytes_per_s(plane: Plane) -> float:
+def pool_bytes_per_s(plane: Plane, fabric_share: float = 1.0) -> float:
     """A die's share of the pool's bandwidth when every die reads: CPU ports on UB, the die's card otherwise."""
     dies = 2 * NPUS_PER_NODE
     if plane == "ub":
-        return min(UB_TABLE["cpu", "read", False].bytes_per_s, UB_CPU.value * CPUS_PER_NODE / dies)
+        ports = UB_CPU.value * CPUS_PER_NODE / dies
+        lanes = UB_LANE.value * TRANSCEIVERS_PER_DIE * max(fabric_share, 1e-9)
+        return min(UB_TABLE["cpu", "read", False].bytes_per_s, ports, lanes)
     if plane == "roce":
         return ROCE_DIE.value * ROCE_EFFICIENCY.value
     return VPC_NODE.value / dies

@@ -17,6 +17,7 @@ from app.twin.errors import TwinError
 from app.twin.hardware import Hardware, profile
 from app.twin.parameters import PUBLISHED, Parameters
 from app.twin.prefill import PrefillPoint
+from fabric.cost import surviving_share
 from fabric.topology import FabricError, Topology
 
 MODELS = ("deepseek-r1",)
@@ -119,6 +120,7 @@ class Scenario:
             mtp=self.mtp,
             microbatch=self.microbatch,
             imbalanced=self.eplb == "default",
+            fabric_share=surviving_share(self.topology),
             hardware=self.machine,
             parameters=self.parameters,
         )
@@ -133,6 +135,7 @@ class Scenario:
             plane=self._plane,
             microbatch=self.microbatch,
             imbalanced=self.eplb == "default",
+            fabric_share=surviving_share(self.topology),
             reuse=self.reuse,
             hardware=self.machine,
             parameters=self.parameters,

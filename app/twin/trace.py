@@ -7,7 +7,7 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def _mooncake(path: Path, lines: Any) -> Iterator[tuple[int, Request]]:
         ):
             raise TwinError(f"{where}: key 'hash_ids' is not a list of whole numbers")
         prompt = _whole(row["input_length"], "input_length", where, at_least=1)
-        if blocks and not prompt <= len(blocks) * BLOCK_TOKENS < prompt + BLOCK_TOKENS:
+        if len(blocks) * BLOCK_TOKENS >= prompt + BLOCK_TOKENS:
             raise TwinError(
                 f"{where}: key 'hash_ids' has {len(blocks)} blocks of {BLOCK_TOKENS} tokens for input_length {prompt}"
             )
@@ -100,7 +100,7 @@ def _azure(path: Path, lines: Any) -> Iterator[tuple[int, Request]]:
         try:
             # The trace writes seven decimals; datetime takes six.
             seconds, dot, decimals = row[0].partition(".")
-            at = datetime.fromisoformat(f"{seconds}{dot}{decimals[:6]}").timestamp()
+            at = datetime.fromisoformat(f"{seconds}{dot}{decimals[:6]}").replace(tzinfo=UTC).timestamp()
         except ValueError:
             raise TwinError(f"{where}: TIMESTAMP {row[0]!r} is not a date and time") from None
         prompt = _whole(row[1], "ContextTokens", where, at_least=1)

@@ -1,0 +1,279 @@
+"""`cloudmatrix twin …`: tables on the terminal, or with `--json` one object on standard output."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app.twin import scenario as scenarios
+from app.twin.errors import TwinError
+from fabric.topology import FabricError
+
+twin_app = typer.Typer(
+    name="twin",
+    help="Predict what a workload would do on CloudMatrix384, with the error shown.",
+    no_args_is_help=True,
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ScenarioFile = Annotated[Path | None, typer.Option("--scenario", help="JSON or TOML file of keys.")]
+SetKeys = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be repeated.")]
+TraceFile = Annotated[Path, typer.Option("--trace", help="Mooncake JSONL or Azure CSV.")]
+
+
+@twin_app.command()
+def validate(as_json: JsonFlag = False) -> None:
+    """Every published number the twin can speak to, with its error."""
+    from app.twin.validate import validate as run
+
+    with _clear_errors():
+        _print(run(), as_json, _validation_table)
+
+
+@twin_app.command()
+def predict(
+    scenario: ScenarioFile = None,
+    set_: SetKeys = None,
+    words: Annotated[list[str] | None, typer.Argument(help="More key=value.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """One steady-state point."""
+    from app.twin.predict import predict as run
+
+    with _clear_errors():
+        _print(run(_scenario(scenario, set_, words)), as_json, _key_table("steady state (modelled)"))
+
+
+@twin_app.command()
+def replay(
+    trace: TraceFile,
+    scenario: ScenarioFile = None,
+    set_: SetKeys = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="A profile of `twin calibrate`: simulate this machine, not a supernode."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """A recorded workload through a simulated deployment."""
+    from app.twin.live import replay_live
+    from app.twin.profile import Profile
+    from app.twin.replay import replay as run
+    from app.twin.trace import read
+
+    with _clear_errors():
+        chosen = _scenario(scenario, set_, None)
+        requests = read(trace, chosen.speedup)
+        result = run(requests, chosen) if profile is None else replay_live(requests, Profile.read(profile))
+        _print(result, as_json, _key_table("replay (simulated)"))
+
+
+@twin_app.command()
+def recommend(
+    trace: TraceFile,
+    slo_tpot: Annotated[
+        list[float] | None, typer.Option(help="TPOT target in seconds; may be repeated.")
+    ] = None,
+    slo_ttft: Annotated[float, typer.Option(help="TTFT target in seconds.")] = 5.0,
+    attainment: Annotated[float, typer.Option(help="Share of requests that must meet both.")] = 0.9,
+    npu_hour: Annotated[float, typer.Option(help="Price of an NPU hour, US dollars.")] = 2.0,
+    pool_gb_hour: Annotated[float, typer.Option(help="Price of a GB of pool DRAM for an hour.")] = 0.005,
+    scenario: ScenarioFile = None,
+    set_: SetKeys = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """The smallest deployment that serves a trace within its targets, and its cost."""
+    from app.twin.recommend import Prices
+    from app.twin.recommend import recommend as run
+    from app.twin.trace import read
+
+    with _clear_errors():
+        base = _values(scenario, [*(set_ or []), f"slo_ttft_s={slo_ttft}"])
+        chosen = scenarios.from_mapping(base)
+        result = run(
+            read(trace, chosen.speedup),
+            base,
+            slo_tpot or (0.050, 0.030, 0.015),
+            prices=Prices(npu_hour, pool_gb_hour),
+            attainment=attainment,
+        )
+        _print(result, as_json, _recommendation_table)
+
+
+@twin_app.command()
+def compare(
+    left: Annotated[str, typer.Argument(help="ub, roce, or keys such as failed=l2:0.0 or ep=64,reuse=0.5")],
+    right: Annotated[str, typer.Argument(help="As left.")],
+    scenario: ScenarioFile = None,
+    set_: SetKeys = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Two deployments side by side."""
+    from app.twin.compare import compare as run
+
+    with _clear_errors():
+        _print(run(left, right, _values(scenario, set_)), as_json, _comparison_table)
+
+
+@twin_app.command()
+def calibrate(
+    base_url: Annotated[str, typer.Option(help="Gateway of the running service.")],
+    model: Annotated[str, typer.Option(help="Model to measure.")],
+    out: Annotated[Path, typer.Option(help="Where to write the profile.")] = Path("twin-profile.json"),
+    api_key: Annotated[str | None, typer.Option(envvar="CLOUDMATRIX_API_KEY")] = None,
+    requests: Annotated[int, typer.Option(min=8, help="Requests to measure with.")] = 48,
+    as_json: JsonFlag = False,
+) -> None:
+    """Learn this machine's step times from a run through the live service."""
+    from app.twin.live import calibrate as run
+
+    with _clear_errors():
+        result = run(base_url, model, api_key=api_key, num_requests=requests)
+        result.write(out)
+        _print(result.as_dict(), as_json, _key_table(f"profile, written to {out}"))
+
+
+@twin_app.command()
+def live(
+    base_url: Annotated[str, typer.Option(help="Gateway of the running service.")],
+    model: Annotated[str, typer.Option(help="Model to drive.")],
+    profile: Annotated[Path, typer.Option(help="A profile of `twin calibrate`.")],
+    requests: Annotated[int, typer.Option(min=1)] = 40,
+    rate: Annotated[float, typer.Option(min=0.01, help="Arrivals per second.")] = 1.0,
+    seed: Annotated[int, typer.Option()] = 0,
+    api_key: Annotated[str | None, typer.Option(envvar="CLOUDMATRIX_API_KEY")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """The same workload through the service and through its twin, and how far apart they are."""
+    from app.twin.live import compare_live
+    from app.twin.profile import Profile
+
+    with _clear_errors():
+        result = compare_live(
+            base_url,
+            model,
+            Profile.read(profile),
+            num_requests=requests,
+            rate=rate,
+            seed=seed,
+            api_key=api_key,
+        )
+        _print(result, as_json, _key_table("live (measured) against twin (simulated)"))
+
+
+@twin_app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("twin-report.html"),
+    trace: Annotated[Path | None, typer.Option("--trace", help="Adds hit ratio and link load.")] = None,
+    scenario: ScenarioFile = None,
+    set_: SetKeys = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """One page: error table, Pareto curve, hit ratio against pool size, link heat map."""
+    from app.twin.report import write_report
+    from app.twin.trace import read
+
+    with _clear_errors():
+        chosen = _scenario(scenario, set_, None)
+        requests = read(trace, chosen.speedup) if trace is not None else None
+        write_report(out, chosen, requests)
+        _print({"report": str(out)}, as_json, _key_table("report"))
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    try:
+        yield
+    except (TwinError, FabricError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _values(path: Path | None, words: list[str] | None) -> dict[str, Any]:
+    values = scenarios.read(path) if path is not None else {}
+    scenarios.from_mapping(values, f"scenario {path}" if path else "scenario")
+    for word in words or []:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise TwinError(f"--set {word!r}: expected key=value")
+        values[key.strip()] = text.strip()
+    return values
+
+
+def _scenario(path: Path | None, set_: list[str] | None, words: list[str] | None) -> scenarios.Scenario:
+    return scenarios.from_mapping(_values(path, [*(set_ or []), *(words or [])]))
+
+
+def _print(result: dict[str, Any], as_json: bool, table: Callable[[dict[str, Any]], Table]) -> None:
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        Console().print(table(result))
+
+
+def _key_table(title: str) -> Callable[[dict[str, Any]], Table]:
+    def build(result: dict[str, Any]) -> Table:
+        table = Table("key", "value", title=title)
+        for key, value in result.items():
+            table.add_row(key, _text(value))
+        return table
+
+    return build
+
+
+def _validation_table(result: dict[str, Any]) -> Table:
+    mean, worst = result["held_out_mean_abs_error"], result["held_out_max_abs_error"]
+    caption = f"held out: mean |error| {mean:.1%}, largest {worst:.1%}, {result['num_held_out']} rows"
+    table = Table("role", "what", "unit", "published", "predicted", "error", "source", caption=caption)
+    for row in [*result["rows"], *result["exceptions"]]:
+        source = row["source"] + (f" ({row['reason']})" if "reason" in row else "")
+        table.add_row(
+            row["role"], row["name"], row["unit"], f"{row['published']:g}", f"{row['predicted']:.4g}",
+            f"{row['error']:+.1%}", source,
+        )  # fmt: skip
+    return table
+
+
+def _recommendation_table(result: dict[str, Any]) -> Table:
+    prices = result["prices"]
+    table = Table(
+        "TPOT target", "P:D NPUs", "batch per NPU", "pool", "meets both", "TPOT p90", "TTFT p90", "$ per M tokens",
+        caption=f"at ${prices['npu_hour']:g} per NPU hour and ${prices['pool_gb_hour']:g} per GB hour of pool (stated)",
+    )  # fmt: skip
+    for answer in result["answers"]:
+        target = f"{answer['slo_tpot_s'] * 1e3:g} ms"
+        if not answer.get("scenario"):
+            table.add_row(target, answer["reason"])
+            continue
+        table.add_row(
+            target, answer["prefill_to_decode"], f"{answer['max_batch_per_npu']:g}",
+            f"{answer['pool_bytes'] / 1e12:g} TB",
+            f"{answer['slo_attainment']:.1%}" + ("" if answer["met"] else " (not met)"),
+            f"{answer['tpot_s']['p90'] * 1e3:.1f} ms", f"{answer['ttft_s']['p90']:.2f} s",
+            f"{answer['cost_per_million_tokens']:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _comparison_table(result: dict[str, Any]) -> Table:
+    left, right = result["left"], result["right"]
+    table = Table("figure", left, right, f"{left} better by")
+    for figure, ratio in result["ratio"].items():
+        a, b = result["sides"][left][figure], result["sides"][right][figure]
+        table.add_row(figure, _text(a), _text(b), f"x{ratio:.3g}")
+    return table
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value) or "-"
+    return "-" if value is None else str(value)

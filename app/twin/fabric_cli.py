@@ -1,0 +1,51 @@
+"""`cloudmatrix fabric …`: what a transfer costs on the supernode's planes."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fabric.cost import transfer_report
+from fabric.topology import FabricError, Topology
+
+fabric_app = typer.Typer(
+    name="fabric", help="Price transfers on CloudMatrix384's planes (modelled).", no_args_is_help=True
+)
+
+
+@fabric_app.callback()
+def fabric() -> None:
+    """Price transfers on CloudMatrix384's planes (modelled)."""
+
+
+@fabric_app.command()
+def transfer(
+    src: Annotated[str, typer.Option(help="npu:I, die:I or cpu:I")],
+    dst: Annotated[str, typer.Option(help="npu:I, die:I or cpu:I")],
+    num_bytes: Annotated[int, typer.Option("--bytes", help="How many bytes.")],
+    failed: Annotated[list[str] | None, typer.Option(help="A broken component, such as l2:3.5.")] = None,
+    npus: Annotated[int, typer.Option(help="Size of the supernode.")] = 384,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Seconds that bytes take over UB, RoCE and VPC, and the way they go on UB."""
+    try:
+        topology = Topology.of_npus(npus).without(*(failed or []))
+        report = transfer_report(src, dst, num_bytes, topology)
+    except FabricError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    line_rate = report["line_rate_s"]
+    assert isinstance(line_rate, dict)
+    assert isinstance(report["path"], list)
+    table = Table(
+        "plane", "seconds (modelled)", "floor at line rate", title=f"{src} to {dst}, {num_bytes:,} B"
+    )
+    for plane in ("ub", "roce", "vpc"):
+        table.add_row(plane, f"{report[f'{plane}_s']:.4g}", f"{line_rate[plane]:.4g}")
+    table.caption = " > ".join(report["path"]) + f"  (one of {report['num_paths']} ways)"
+    Console().print(table)

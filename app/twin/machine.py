@@ -1,0 +1,103 @@
+"""How long each thing takes in the simulation: one small interface, two machines behind it.
+
+`SupernodeMachine` asks the operator model; `app.twin.live.LiveMachine` asks what was measured on a real
+service.
+"""
+
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Protocol
+
+from app.twin import deepseek as r1
+from app.twin.prefill import pool_bytes_per_s
+from app.twin.scenario import Scenario
+from fabric.cost import transfer_time
+from fabric.topology import Place
+
+CONTEXT_STEP = 256
+"""Decode steps are computed for contexts rounded up to this many tokens and remembered."""
+ATTENDED_STEP = 512
+
+
+class Machine(Protocol):
+    """Seconds of what instances do, and how large they are."""
+
+    kv_bytes_per_token: int
+    tokens_per_decode_step: float
+    max_step_tokens: int
+    prefill_kv_tokens: int
+    decode_kv_tokens: int
+
+    def prefill_s(self, num_computed: int, num_cached: int, mean_attended: float) -> float:
+        """One prefill step of an instance over so many prompt tokens, which attend to `mean_attended` each."""
+        ...
+
+    def decode_s(self, num_sequences: int, mean_context: float) -> float:
+        """One decode step of an instance."""
+        ...
+
+    def load_s(self, num_tokens: int) -> float:
+        """Fetching one prompt's cached KV from the pool into a prefill instance."""
+        ...
+
+    def handover_s(self, num_tokens: int, prefill: int, decode: int) -> float:
+        """Moving one prompt's KV from prefill instance number `prefill` to decode instance number `decode`."""
+        ...
+
+
+@dataclass
+class SupernodeMachine:
+    """DeepSeek-R1 on the scenario's instances."""
+
+    scenario: Scenario
+    kv_bytes_per_token: int = r1.KV_BYTES_PER_TOKEN
+    _decode_steps: dict[tuple[int, int], float] = field(default_factory=dict)
+    _prefill_steps: dict[tuple[int, int, int], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        scenario = self.scenario
+        kv_tokens = scenario.kv_bytes_per_npu / self.kv_bytes_per_token
+        self.tokens_per_decode_step = 1 + scenario.mtp_acceptance if scenario.mtp else 1.0
+        self.max_step_tokens = int(scenario.tokens_per_npu * scenario.prefill_npus)
+        self.prefill_kv_tokens = max(int(kv_tokens * scenario.prefill_npus), 2 * self.max_step_tokens)
+        self.decode_kv_tokens = int(kv_tokens * scenario.decode_npus)
+        point = scenario.prefill_point()
+        self._pool_rate = scenario.prefill_npus * 2 * pool_bytes_per_s(point.plane, point.fabric_share)
+
+    def prefill_s(self, num_computed: int, num_cached: int, mean_attended: float) -> float:
+        """One step; cached tokens count towards the batch and shorten it by the reuse law."""
+        tokens = num_computed + num_cached
+        # A step of few tokens costs nearly as much as one a little larger: sizes are rounded to 2 % and
+        # remembered.
+        size = max(1, round(tokens / max(64, tokens // 50))) * max(64, tokens // 50)
+        reuse = round(100 * num_cached / tokens)
+        key = (size, reuse, ceil(mean_attended / ATTENDED_STEP))
+        if key not in self._prefill_steps:
+            self._prefill_steps[key] = self.scenario.prefill_point(
+                size / self.scenario.prefill_npus,
+                prompt_tokens=2.0 * key[2] * ATTENDED_STEP,
+                reuse=reuse / 100,
+            ).batch_s()
+        return self._prefill_steps[key]
+
+    def decode_s(self, num_sequences: int, mean_context: float) -> float:
+        """One step; the rank with most sequences sets the pace."""
+        ranks = self.scenario.decode_npus * self.scenario.machine.ranks_per_device
+        key = (ceil(num_sequences / ranks), ceil(mean_context / CONTEXT_STEP))
+        if key not in self._decode_steps:
+            batch = key[0] * self.scenario.machine.ranks_per_device
+            self._decode_steps[key] = self.scenario.decode_point(batch, key[1] * CONTEXT_STEP).step_s()
+        return self._decode_steps[key]
+
+    def load_s(self, num_tokens: int) -> float:
+        """All NPUs of the instance read their parts at once."""
+        return num_tokens * self.kv_bytes_per_token / self._pool_rate
+
+    def handover_s(self, num_tokens: int, prefill: int, decode: int) -> float:
+        """Over the RDMA plane, as in the paper, from the first NPU of one instance to that of the other."""
+        src = Place("npu", prefill * self.scenario.prefill_npus)
+        first = self.scenario.prefill_instances * self.scenario.prefill_npus
+        dst = Place("npu", first + decode * self.scenario.decode_npus)
+        return transfer_time(
+            src, dst, num_tokens * self.kv_bytes_per_token, "roce", topology=self.scenario.topology
+        )

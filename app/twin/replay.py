@@ -1,0 +1,110 @@
+"""`twin replay`: a trace through a simulated deployment, summed up."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from app.twin.instance import Job
+from app.twin.machine import Machine, SupernodeMachine
+from app.twin.pool import ideal_hit_share
+from app.twin.scenario import Scenario, as_dict
+from app.twin.simulator import Deployment, Outcome, Simulator
+from app.twin.trace import BLOCK_TOKENS, Request
+
+
+def deployment(scenario: Scenario) -> Deployment:
+    """The instances that a scenario describes."""
+    return Deployment(
+        prefill_instances=scenario.prefill_instances,
+        decode_instances=scenario.decode_instances,
+        max_running_per_decode=int(scenario.batch_per_npu * scenario.decode_npus),
+        prefill_npus=scenario.prefill_npus,
+        decode_npus=scenario.decode_npus,
+        pool_bytes=scenario.pool_bytes or None,
+        seed=scenario.seed,
+    )
+
+
+def replay(requests: Sequence[Request], scenario: Scenario) -> dict[str, Any]:
+    """The JSON object of `twin replay`. `wall_s` is this machine's, all else is virtual time."""
+    started = time.perf_counter()
+    cpu_started = time.process_time()
+    outcome = Simulator(SupernodeMachine(scenario), deployment(scenario)).run(requests)
+    summary = summarise(outcome, SupernodeMachine(scenario), scenario)
+    capacity = scenario.pool_bytes or None
+    block_bytes = SupernodeMachine(scenario).kv_bytes_per_token * BLOCK_TOKENS
+    summary["ideal_cache_hit_token_share"] = ideal_hit_share(requests, block_bytes, capacity)
+    wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+    summary |= {
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
+        "requests_per_wall_s": len(requests) / wall_s,
+        "requests_per_cpu_s": len(requests) / cpu_s,
+        "scenario": as_dict(scenario),
+    }
+    return summary
+
+
+def summarise(outcome: Outcome, machine: Machine, scenario: Scenario) -> dict[str, Any]:
+    """Everything of a run that does not depend on the clock of this machine."""
+    done = [job for job in outcome.jobs if job.finished_at is not None]
+    ttft = [job.first_token_at - job.arrived_at for job in done if job.first_token_at is not None]
+    e2e = [job.finished_at - job.arrived_at for job in done if job.finished_at is not None]
+    tpot = [
+        (job.finished_at - job.first_token_at) / (job.request.output_tokens - 1)
+        for job in done
+        if job.finished_at is not None and job.first_token_at is not None and job.request.output_tokens > 1
+    ]
+    span_s = max(outcome.now, 1e-9)
+    prompt = sum(job.request.prompt_tokens for job in done)
+    output = sum(job.request.output_tokens for job in done)
+    good = sum(1 for job in done if _meets(job, scenario))
+    return {
+        "requests": len(outcome.jobs),
+        "completed": len(done),
+        "sim_duration_s": outcome.now,
+        "num_events": outcome.num_events,
+        "ttft_s": percentiles(ttft),
+        "tpot_s": percentiles(tpot),
+        "e2e_s": percentiles(e2e),
+        "cache_hit_token_share": outcome.hit_tokens / max(1, outcome.prompt_tokens),
+        "throughput": {
+            "prompt_tokens_per_s": prompt / span_s,
+            "output_tokens_per_s": output / span_s,
+            "requests_per_s": len(done) / span_s,
+            "output_tokens_per_s_per_npu": output / span_s / scenario.num_npus,
+        },
+        "goodput_requests_per_s": good / span_s,
+        "slo_attainment": good / max(1, len(outcome.jobs)),
+        "prefill_busy_share": outcome.prefill_busy_share,
+        "decode_busy_share": outcome.decode_busy_share,
+        "mean_decode_sequences": outcome.mean_decode_sequences,
+        "pool": {
+            "loaded_bytes": outcome.loaded_bytes,
+            "evicted_blocks": outcome.pool_evictions,
+        },
+        "handover": {"num_bytes": outcome.handed_over_bytes, "modelled_s": outcome.handover_s},
+        "preemptions": outcome.num_preempted,
+        "kv_bytes_per_token": machine.kv_bytes_per_token,
+    }
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """p50, p90, p99 by the nearest rank, and the mean; None when there are no values."""
+    if not values:
+        return {"p50": None, "p90": None, "p99": None, "mean": None}
+    ordered = sorted(values)
+
+    def rank(share: float) -> float:
+        return ordered[min(len(ordered) - 1, max(0, -(-int(share * len(ordered) * 100) // 100) - 1))]
+
+    return {"p50": rank(0.50), "p90": rank(0.90), "p99": rank(0.99), "mean": sum(ordered) / len(ordered)}
+
+
+def _meets(job: Job, scenario: Scenario) -> bool:
+    if job.finished_at is None or job.first_token_at is None:
+        return False
+    if job.first_token_at - job.arrived_at > scenario.slo_ttft_s:
+        return False
+    tokens = job.request.output_tokens - 1
+    return tokens == 0 or (job.finished_at - job.first_token_at) / tokens <= scenario.slo_tpot_s
