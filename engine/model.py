@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import KVLayout, ModelConfig
-from engine.kernels import Progress, choose, step, warm
+from engine.kernels import Progress, choose, step, tiles, warm
 from engine.kernels.attention import TILE_POSITIONS, scratch_bytes
 from engine.kernels.packing import LANES, PackedMatrix, aligned, pack
 from engine.kernels.team import Team
@@ -193,6 +193,7 @@ class Model:
     def _reserve(self, num_rows: int, num_logits: int, num_positions: int) -> None:
         """Grow the working memory to this step's size."""
         config, plan = self.config, self._plan
+        num_rows = -(-num_rows // tiles.TILE_ROWS) * tiles.TILE_ROWS
         if num_rows > self._num_rows:
             self._num_rows = num_rows
             heads_width = config.num_heads * config.head_dim
@@ -261,9 +262,13 @@ class Model:
         plan[step.LAYERS] = self._records.ctypes.data
         plan[step.THREADS], plan[step.FUTEX] = self.num_threads, self._team.futex_call
         plan[step.CONTROL] = self._team.address
+        plan[step.TILE_CONFIGS] = self._hold("tile configs", 128)
+        self._held["tile configs"].reshape(2, 64)[:] = tiles.tile_configs()
         plan[step.LOGITS_STRIDE] = self._logits_stride * 4
         attention = scratch_bytes(config.num_heads // config.num_kv_heads, config.head_dim)
-        stride = -(-max(attention, 2 * step.MATRIX_ROWS * LANES * 4) // 4096) * 4096
+        widest = max(config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
+        matrix = step.GATE_UP_BYTES + tiles.scratch_bytes(widest)
+        stride = -(-max(attention, matrix) // 4096) * 4096
         plan[step.SCRATCH_STRIDE] = stride
         plan[step.SCRATCH] = self._hold("scratch", stride * self.num_threads)
         plan[step.PLAN_WORDS :].view(np.float32)[:] = (config.rms_norm_eps, config.head_dim**-0.5)

@@ -5,10 +5,9 @@ the row) → norm and quantise → gate and up with SiLU → quantise → down p
 norm and quantise → LM head. A phase of one chunk is done at once by the thread that opens it.
 """
 
-from engine.kernels import rows, simd
+from engine.kernels import rows, simd, tiles
 from engine.kernels.attention import BLOCK_TOKENS, TILE_POSITIONS, attend, write_keys, write_values
 from engine.kernels.jit import inline, jit
-from engine.kernels.matmul import multiply_panel
 from engine.kernels.team import (
     CHUNK_BITS,
     DONE,
@@ -28,8 +27,8 @@ from engine.kernels.team import (
 (NUM_LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, EMBEDDING, OUTPUT_NORM, HEAD, LAYERS, ANGLES,
  THREADS, FUTEX, HIDDEN_ROWS, NORMED, QKV, MIXED, GATED, QUANTISED, SUMS, SCALES, LOGITS, LOGITS_STRIDE, SCRATCH,
  SCRATCH_STRIDE, CACHE, BLOCK_BYTES, NUM_ROWS, TOKENS, POSITIONS, ROW_BLOCKS, NUM_LOGIT_ROWS, LOGIT_ROWS, NUM_TILES,
- TILES, CONTROL) = range(36)  # fmt: skip
-PLAN_WORDS = 36
+ TILES, CONTROL, TILE_CONFIGS) = range(37)  # fmt: skip
+PLAN_WORDS = 37
 
 # Words of a matrix record, and where a layer's matrices and norms lie in its record.
 FORM, DATA, PANEL_BYTES, NUM_BLOCKS, NUM_PANELS = range(5)
@@ -45,6 +44,7 @@ TILE_WORDS = 4
 ROWS_PER_CHUNK = 4
 MATRIX_ROWS = 256
 """Rows of one chunk of a matrix product: bounds the gate/up scratch and the time of a chunk."""
+GATE_UP_BYTES = 2 * MATRIX_ROWS * 64
 CHUNKS_PER_THREAD = 6
 NUM_PHASES = 10
 (NORM_QKV, MATRIX_QKV, ROTATE, ATTEND, QUANTISE_MIXED, MATRIX_OUTPUT, NORM_GATE_UP, MATRIX_GATE_UP, QUANTISE_GATED,
@@ -184,31 +184,18 @@ def multiply_chunk(isa, plan, matrix, num_rows, chunk, unit, out, out_stride, ad
     form, data, panel_bytes = _word(matrix, FORM), _word(matrix, DATA), _word(matrix, PANEL_BYTES)
     x, sums, scales = _word(plan, QUANTISED), _word(plan, SUMS), _word(plan, SCALES)
     begin = chunk % across * per_chunk
+    spare = scratch + GATE_UP_BYTES
+    tiles.begin(isa, form, _word(plan, TILE_CONFIGS))
     for panel in range(begin, min(begin + per_chunk, num_panels)):
         weights = data + panel * panel_bytes
-        if unit == 1:
-            multiply_panel(
-                isa,
-                form,
-                first,
-                last,
-                weights,
-                num_blocks,
-                x,
-                sums,
-                scales,
-                out + panel * 64,
-                out_stride,
-                add,
-            )
-        else:
-            side = scratch + panel % 2 * MATRIX_ROWS * 64
-            multiply_panel(
-                isa, form, first, last, weights, num_blocks, x, sums, scales, side - first * 64, 64, 0
-            )
-            if panel % 2 == 1:
-                target = out + first * out_stride + panel // 2 * 64
-                rows.gate_rows(scratch, side, last - first, target, out_stride)
+        side, stride = out + panel * 64, out_stride
+        if unit == 2:
+            side, stride = scratch + panel % 2 * MATRIX_ROWS * 64 - first * 64, 64
+        tiles.multiply(isa, form, first, last, weights, num_blocks, x, sums, scales, side, stride, add, spare)
+        if unit == 2 and panel % 2 == 1:
+            target = out + first * out_stride + panel // 2 * 64
+            rows.gate_rows(scratch, scratch + MATRIX_ROWS * 64, last - first, target, out_stride)
+    tiles.end(isa)
 
 
 @jit
@@ -242,7 +229,7 @@ def run_chunk(isa, plan, index, chunk, scratch):  # type: ignore[no-untyped-def]
             add, out = 0, _word(plan, QKV)
             stride = (_word(plan, HEADS) + 2 * _word(plan, KV_HEADS)) * _word(plan, HEAD_DIM) * 4
         elif phase == MATRIX_GATE_UP:
-            unit, out, stride = 2, _word(plan, GATED), _word(plan, INTERMEDIATE) * 4
+            unit, add, out, stride = 2, 0, _word(plan, GATED), _word(plan, INTERMEDIATE) * 4
         multiply_chunk(isa, plan, matrix, num_rows, chunk, unit, out, stride, add, scratch)
     else:
         for row in range(chunk * ROWS_PER_CHUNK, min((chunk + 1) * ROWS_PER_CHUNK, num_rows)):
