@@ -1,0 +1,1 @@
+"""How near the engine as served is to the model as published."""
