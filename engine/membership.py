@@ -21,12 +21,13 @@ TTL_S = 4.0
 
 
 class Membership:
-    """Announces `record()` as long as `run` runs."""
+    """Announces `record()` from `run` until `stop`."""
 
     def __init__(self, directory: AsyncDirectory, record: Callable[[], WorkerRecord]) -> None:
         self._directory = directory
         self._record = record
         self._changed = asyncio.Event()
+        self._is_stopping = False
         self.is_announced = False
 
     def announce_now(self) -> None:
@@ -34,15 +35,21 @@ class Membership:
         self._changed.set()
 
     async def run(self) -> None:
-        """Announce until cancelled."""
-        while True:
-            self._changed.clear()
+        """Announce until `stop`. Ended by a flag: a client library may swallow a cancellation in mid-call."""
+        while not self._is_stopping:
             await self._announce()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._changed.wait()
+            self._changed.clear()
+
+    def stop(self) -> None:
+        """Let `run` return."""
+        self._is_stopping = True
+        self._changed.set()
 
     async def leave(self) -> None:
-        """Be gone at once instead of after the time to live."""
+        """Be gone at once instead of after the time to live. To be called when `run` has returned."""
         try:
             await self._directory.withdraw(self._record().id)
         except DirectoryError as error:

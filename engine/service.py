@@ -154,11 +154,12 @@ class WorkerService:
         self._thread: threading.Thread | None = None
         self._scheme: KeyScheme | None = None
         self._membership = Membership(AsyncDirectory(options.redis_url), self.record)
+        self._announcing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Load the model and be ready. Raises what loading raises."""
-        self._spawn(self._membership.run())
+        self._announcing = asyncio.create_task(self._membership.run())
         began = time.monotonic()
         options = self.options
         engine = self._engine = await asyncio.to_thread(self._load, options)
@@ -219,6 +220,9 @@ class WorkerService:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._membership.stop()
+        if self._announcing is not None:
+            await self._announcing
         await self._membership.leave()
         if self._worker is not None and self._thread is not None:
             self._worker.stop()

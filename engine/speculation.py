@@ -3,10 +3,32 @@
 A draft costs nothing in correctness: each guessed token is compared with the token sampled at its place, whose draw
 depends only on the seed, the position and the logits, and the logits of a row depend only on the tokens before it.
 What is accepted is therefore what would have been generated anyway, greedy or sampled.
+
+Guesses come from the sequence's own text (prompt lookup): what followed the last occurrence of its latest tokens. That
+is often right where an answer repeats its prompt, as in editing and summarising, and rarely elsewhere. So each
+sequence keeps count of how often its guesses were right, each worker of how long steps of how many rows take, and
+only those rows are drafted that are expected to raise the tokens per second of the whole step.
 """
 
+from collections.abc import Iterable, Sequence as Items
+from typing import Protocol
 
-def accepted(draft: list[int], sampled: list[int]) -> int:
+NGRAM = 3
+"""Tokens that must match before a guess is made."""
+MAX_DRAFT = 8
+"""Guessed tokens of one sequence in one step."""
+MAX_DRAFT_ROWS = 16
+"""Guessed tokens of all sequences in one step."""
+MIN_GAIN = 1.03
+"""Expected tokens per second with drafts over those without, from which on it is worth it."""
+PROBE_EVERY = 24
+"""A sequence whose guesses did not pay tries one token again after so many missed occasions."""
+_MEMORY = 0.9
+_START_RIGHT, _START_TRIED = 1.2, 2.0
+_COST_WEIGHT = 0.1
+
+
+def accepted(draft: Items[int], sampled: Items[int]) -> int:
     """How many leading draft tokens were right. `sampled[i]` is what the model puts where `draft[i]` was guessed."""
     count = 0
     for guess, token in zip(draft, sampled, strict=False):
@@ -14,3 +36,146 @@ def accepted(draft: list[int], sampled: list[int]) -> int:
             break
         count += 1
     return count
+
+
+class Guesser:
+    """Guesses of one sequence, from its own tokens, and how often they are right."""
+
+    def __init__(self) -> None:
+        self._after: dict[tuple[int, ...], int] = {}
+        self._num_indexed = 0
+        self._right = _START_RIGHT
+        self._tried = _START_TRIED
+        self._num_passed_over = 0
+
+    @property
+    def probability(self) -> float:
+        """That a guessed token is right if those before it are."""
+        return self._right / self._tried
+
+    def guess(self, tokens: Items[int], num_tokens: int) -> list[int]:
+        """Up to `num_tokens` tokens that may follow; empty where the latest tokens are new."""
+        # The newest n-gram is not indexed: nothing has followed it yet.
+        for end in range(max(self._num_indexed, NGRAM), len(tokens)):
+            self._after[tuple(tokens[end - NGRAM : end])] = end
+        self._num_indexed = max(self._num_indexed, len(tokens))
+        at = self._after.get(tuple(tokens[-NGRAM:]))
+        return [] if at is None else list(tokens[at : at + num_tokens])
+
+    def learn(self, num_drafted: int, num_right: int) -> None:
+        """What came of a draft."""
+        # Tokens behind the first wrong one say nothing: they were guessed after a different text.
+        tried = min(num_right + 1, num_drafted)
+        self._right = _MEMORY * self._right + num_right
+        self._tried = _MEMORY * self._tried + tried
+        self._num_passed_over = 0
+
+    def pass_over(self) -> bool:
+        """Note a guess that was not worth a row; whether it is time to try one all the same."""
+        self._num_passed_over += 1
+        return self._num_passed_over % PROBE_EVERY == 0
+
+
+class StepCosts:
+    """Seconds of a pure decode step by its number of rows, as measured lately."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def observe(self, num_rows: int, seconds: float) -> None:
+        """Learn from a step."""
+        known = self._seconds.get(num_rows)
+        self._seconds[num_rows] = seconds if known is None else known + _COST_WEIGHT * (seconds - known)
+
+    def seconds(self, num_rows: int) -> float | None:
+        """Expected seconds; between and beyond what was measured in proportion. None before the first step.
+
+        More rows never cost less: a step that happened to be slow must not make a larger one look cheap.
+        """
+        if not self._seconds:
+            return None
+        below = [n for n in self._seconds if n <= num_rows]
+        if not below:
+            return min(self._seconds.values())
+        floor = max(self._seconds[n] for n in below)
+        nearest = max(below)
+        above = [n for n in self._seconds if n > num_rows]
+        if nearest == num_rows or not above:
+            return floor
+        upper = min(above)
+        share = (num_rows - nearest) / (upper - nearest)
+        return max(floor, self._seconds[nearest] + share * (self._seconds[upper] - self._seconds[nearest]))
+
+
+class Drafted(Protocol):
+    """What drafting needs to know of a decoding sequence."""
+
+    tokens: list[int]
+    draft: list[int]
+    guesser: Guesser | None
+
+    @property
+    def num_draftable(self) -> int:
+        """How many tokens it may still produce besides the next."""
+        ...
+
+
+class Drafter:
+    """Chooses the drafts of a worker's steps."""
+
+    def __init__(self) -> None:
+        self.costs = StepCosts()
+
+    def propose(self, decoding: Items[Drafted]) -> None:
+        """Set the `draft` of each sequence that is about to decode, in a step of these sequences only."""
+        guesses = []
+        for work in decoding:
+            work.draft = []
+            if work.guesser is not None and work.num_draftable > 0:
+                guess = work.guesser.guess(work.tokens, min(MAX_DRAFT, work.num_draftable))
+                if guess:
+                    guesses.append((work, work.guesser, guess))
+        if not guesses:
+            return
+        lengths = self._lengths(len(decoding), [(g.probability, len(guess)) for _, g, guess in guesses])
+        for (work, guesser, guess), length in zip(guesses, lengths, strict=True):
+            if length or guesser.pass_over():
+                work.draft = guess[: max(length, 1)]
+
+    def learn(self, work: Drafted, num_drafted: int, num_right: int) -> None:
+        """What came of a draft."""
+        if work.guesser is not None and num_drafted:
+            work.guesser.learn(num_drafted, num_right)
+
+    def _lengths(self, num_rows: int, guesses: list[tuple[float, int]]) -> list[int]:
+        """The lengths with the most expected tokens per second: rows are added most promising first."""
+        lengths = [0] * len(guesses)
+        best = list(lengths)
+        base = self._rate(float(num_rows), num_rows)
+        best_rate = MIN_GAIN * base
+        tokens = float(num_rows)
+        for extra in range(1, MAX_DRAFT_ROWS + 1):
+            chances = [
+                (p ** (length + 1), index)
+                for index, ((p, longest), length) in enumerate(zip(guesses, lengths, strict=True))
+                if length < longest
+            ]
+            if not chances:
+                break
+            chance, index = max(chances)
+            tokens += chance
+            lengths[index] += 1
+            rate = self._rate(tokens, num_rows + extra)
+            if rate > best_rate:
+                best, best_rate = list(lengths), rate
+        return best
+
+    def _rate(self, tokens: float, num_rows: int) -> float:
+        seconds = self.costs.seconds(num_rows)
+        return tokens / seconds if seconds else 0.0
+
+
+def clear(works: Iterable[Drafted]) -> None:
+    """Drop drafts that no step will verify."""
+    for work in works:
+        work.draft = []
