@@ -47,7 +47,7 @@ class ServedModel:
         at_least = len(text) // self.longest_token_bytes
         if at_least >= self.max_context_tokens:
             raise ContextLengthError(
-                f"the model's maximum context length is {self.max_context_tokens} tokens; "
+                f"{param}: the model's maximum context length is {self.max_context_tokens} tokens; "
                 f"a text of {len(text)} characters has more than that",
                 param=param,
             )
@@ -58,13 +58,13 @@ class ServedModel:
             async with self._slots:
                 return await asyncio.to_thread(encode, text)
         except TextError as error:
-            raise InvalidRequestError(str(error), param=param) from None
+            raise InvalidRequestError(f"{param}: {error}", param=param) from None
 
     def check_tokens(self, tokens: list[int], param: str) -> None:
         """Raises InvalidRequestError for ids outside the vocabulary."""
         if max(tokens) >= self.entry.vocab_size:
             raise InvalidRequestError(
-                f"token ids must be below the vocabulary's size, {self.entry.vocab_size}", param=param
+                f"{param}: token ids must be below the vocabulary's size, {self.entry.vocab_size}", param=param
             )
 
     def max_tokens(self, num_prompt_tokens: int, wanted: int | None, default: int | None, param: str) -> int:
@@ -72,7 +72,7 @@ class ServedModel:
         room = self.max_context_tokens - num_prompt_tokens
         if room < 1:
             raise ContextLengthError(
-                f"the model's maximum context length is {self.max_context_tokens} tokens; "
+                f"{param}: the model's maximum context length is {self.max_context_tokens} tokens; "
                 f"your prompt has {num_prompt_tokens}",
                 param=param,
             )
@@ -80,7 +80,7 @@ class ServedModel:
             return room if default is None else min(default, room)
         if wanted > room:
             raise ContextLengthError(
-                f"the model's maximum context length is {self.max_context_tokens} tokens; "
+                f"max_tokens: the model's maximum context length is {self.max_context_tokens} tokens; "
                 f"you asked for {num_prompt_tokens + wanted} "
                 f"({num_prompt_tokens} in the prompt, {wanted} in the answer)",
                 param="max_tokens",

@@ -228,8 +228,8 @@ class Dispatch:
         leg.prompt_is_done()
         self._handoff = event.handoff
         self._leg = None
-        self._start_followers()
         self.decode()
+        self._start_followers()
 
     def _on_finished(self, leg: _Leg, event: Finished) -> None:
         leg.prompt_is_done()
