@@ -32,7 +32,7 @@ MAX_PREFETCHED_REQUESTS = 4096
 class Pool(Protocol):
     """What is needed of `memory_pool.client.PoolClient`."""
 
-    def lookup(self, keys: Items[bytes], /) -> int:
+    def lookup(self, keys: Items[bytes], namespace: str, /) -> int:
         """How many leading blocks are in the pool."""
 
     def fetch(self, items: Items[FetchItem], /) -> list[FetchResult]:
@@ -68,6 +68,7 @@ class Job:
 
     direction: Direction
     identity: Identity
+    namespace: str
     sequence: Sequence | None
     certain: list[Parcel] = field(default_factory=list)
     possible: list[Parcel] = field(default_factory=list)
@@ -155,7 +156,7 @@ class Handoff:
                     sequence.blocks[index],
                     index,
                 )
-        job = Job("in", sequence.identity, sequence, tail=tail)
+        job = Job("in", sequence.identity, sequence.namespace, sequence, tail=tail)
         job.certain = [self._parcel(sequence, index) for index in range(first, num_certain)]
         beyond = num_certain + (1 if tail is not None else 0)
         job.possible = [self._parcel(sequence, index) for index in range(max(num_certain, beyond), last)]
@@ -164,10 +165,10 @@ class Handoff:
         self._send(job)
         return True
 
-    def prefetch(self, identity: Identity, keys: list[bytes], tokens: list[int]) -> None:
+    def prefetch(self, identity: Identity, namespace: str, keys: list[bytes], tokens: list[int]) -> None:
         """Bring in full blocks for a request that is still to come, as far as there is room to spare."""
         block_tokens = self._blocks.block_tokens
-        job = Job("in", identity, None)
+        job = Job("in", identity, namespace, None)
         held = []
         for index, key in enumerate(keys):
             of_block = tokens[index * block_tokens : (index + 1) * block_tokens]
@@ -184,7 +185,7 @@ class Handoff:
 
     def publish(self, sequence: Sequence, indices: Items[int]) -> None:
         """Send out full, computed blocks. One that is on its way already is only waited for."""
-        job = Job("out", sequence.identity, sequence)
+        job = Job("out", sequence.identity, sequence.namespace, sequence)
         for index in indices:
             parcel = self._parcel(sequence, index)
             sequence.num_publishing += 1
@@ -203,7 +204,7 @@ class Handoff:
             return None
         key = tail_key(sequence.request_id)
         tokens = sequence.tokens[num_tokens - filled : num_tokens]
-        job = Job("out", sequence.identity, sequence)
+        job = Job("out", sequence.identity, sequence.namespace, sequence)
         job.tail = Parcel(key, tokens, sequence.blocks[index], index)
         sequence.num_publishing += 1
         self._send(job)
@@ -292,13 +293,17 @@ class Handoff:
         wanted = list(job.certain)
         if job.possible:
             job.num_looked_up = len(job.possible)
-            wanted += job.possible[: self._pool.lookup([parcel.key for parcel in job.possible])]
+            wanted += job.possible[
+                : self._pool.lookup([parcel.key for parcel in job.possible], job.namespace)
+            ]
         if job.tail is not None:
             wanted.append(job.tail)
         job.looked_up_at = self._clock()
         if not wanted:
             return
-        results = self._pool.fetch([FetchItem(p.key, p.tokens, self._memory(p.block)) for p in wanted])
+        results = self._pool.fetch(
+            [FetchItem(p.key, p.tokens, self._memory(p.block), job.namespace) for p in wanted]
+        )
         for parcel, result in zip(wanted, results, strict=True):
             if result.ok:
                 job.moved.append(parcel)
@@ -317,7 +322,13 @@ class Handoff:
     def _send_out(self, job: Job) -> None:
         parcels = list(job.parcels())
         items = [
-            PutItem(p.key, p.tokens, self._memory(p.block), DEFAULT_TAIL_TTL_S if p is job.tail else None)
+            PutItem(
+                p.key,
+                p.tokens,
+                self._memory(p.block),
+                DEFAULT_TAIL_TTL_S if p is job.tail else None,
+                job.namespace,
+            )
             for p in parcels
         ]
         for parcel, result in zip(parcels, self._pool.publish(items), strict=True):

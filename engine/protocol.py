@@ -83,6 +83,7 @@ class Prefetch(msgspec.Struct, frozen=True, kw_only=True, tag="prefetch"):
     request_id: str
     block_keys: list[bytes]
     tokens: list[int] = []
+    namespace: str = "default"
 
 
 ToWorker = Submit | Cancel | Prefetch

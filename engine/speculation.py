@@ -10,7 +10,8 @@ sequence keeps count of how often its guesses were right, each worker of how lon
 only those rows are drafted that are expected to raise the tokens per second of the whole step.
 """
 
-from collections.abc import Iterable, Sequence as Items
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
 from typing import Protocol
 
 NGRAM = 3

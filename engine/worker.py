@@ -239,11 +239,9 @@ class Worker:
                 self._accept(message)
             case Job():
                 self._moved(message)
-            case _Prefetch():
+            case _Prefetch(identity, wanted):
                 if not self.is_draining:
-                    self._handoff.prefetch(
-                        message.identity, message.message.block_keys, message.message.tokens
-                    )
+                    self._handoff.prefetch(identity, wanted.namespace, wanted.block_keys, wanted.tokens)
             case _Cancel():
                 self._handoff.take_prefetched(message.identity)
                 if sequence := self._sequences.get(message.identity):
