@@ -52,6 +52,7 @@ class WorkerMetrics:
         self.queue_seconds = self._histogram(
             "vllm:request_queue_time_seconds", "Seconds from receipt to admission", _SECONDS
         )
+        self.spec_drafts = self._counter("vllm:spec_decode_num_drafts", "Drafts verified")
         self.spec_draft_tokens = self._counter("vllm:spec_decode_num_draft_tokens", "Tokens guessed")
         self.spec_accepted_tokens = self._counter(
             "vllm:spec_decode_num_accepted_tokens", "Guesses that were right"
@@ -94,6 +95,12 @@ class WorkerMetrics:
         self.computed_tokens.inc(num_rows)
         self.iteration_tokens.observe(num_rows)
         self.step_seconds.observe(seconds)
+
+    def drafted(self, num_tokens: int, num_accepted: int) -> None:
+        """A draft was verified."""
+        self.spec_drafts.inc()
+        self.spec_draft_tokens.inc(num_tokens)
+        self.spec_accepted_tokens.inc(num_accepted)
 
     def finished(self, reason: str) -> None:
         """A request came to its end here; `reason` is a finish reason or `handoff`."""

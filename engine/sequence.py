@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from engine.protocol import FinishReason, Handoff, Report, Role, SamplingParams, Submit
+from engine.speculation import Guesser
 from engine.timeline import Timeline
 from fabric.ledger import Transfer
 from memory_pool.keys import block_keys
@@ -70,6 +71,9 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
     """Guessed next tokens, verified by the coming step."""
+    guesser: Guesser | None = None
+    """None: no drafts. A penalty changes the logits of a row by the tokens before it, so its row cannot be verified
+    beside theirs."""
     finish_reason: FinishReason | None = None
     transfers: list[Transfer] = field(default_factory=list)
     num_publishing: int = 0
@@ -105,6 +109,7 @@ class Sequence:
             scheme=scheme,
             timeline=Timeline(received_at),
             keys=scheme.keys(tokens, submit.namespace),
+            guesser=None if counts else Guesser(),
             generated_counts=Counter(submit.generated_tokens) if counts else None,
             prompt_set=frozenset(submit.prompt_tokens) if sampling.repetition_penalty != 1.0 else None,
         )
@@ -128,6 +133,11 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """Known tokens without KV. At least 1 while running; exactly 1 when it decodes."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def num_draftable(self) -> int:
+        """How many tokens it may still produce besides the next."""
+        return self.sampling.max_tokens - self.num_generated - 1
 
     def append(self, token: int, *, max_context_tokens: int) -> FinishReason | None:
         """Take in a sampled token; the reason when it is the last one."""

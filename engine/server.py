@@ -181,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-waiting", type=_positive, default=limits.max_waiting, help="sequences in the queue")
     add("--max-step-tokens", type=_positive, default=limits.max_step_tokens, help="rows of a prefill step")
     add("--tpot-target", type=_seconds, help="seconds a decode step may take; prompts get what it leaves")
+    add("--no-speculation", action="store_true", help="never guess tokens ahead")
     add("--drain-deadline", type=_seconds, default=DRAIN_DEADLINE_S, help="seconds from SIGTERM to giving up")
     add("--nice", type=int, default=0, help="lower priority by this much")
     add("--exit-with-parent", action="store_true", help="end when the process that started this one is gone")
@@ -215,6 +216,7 @@ def main() -> None:
         ),
         max_context_tokens=args.max_context,
         kernels=args.kernels,
+        speculate=not args.no_speculation,
     )
     listening = socket.create_server((args.host, args.port))
     # Short switches: the engine thread comes back from a kernel and should not wait 5 ms for the interpreter.

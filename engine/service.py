@@ -36,6 +36,7 @@ from engine.protocol import (
 )
 from engine.scheduler import Limits
 from engine.sequence import KeyScheme, Sequence
+from engine.speculation import Drafter
 from engine.step import Forward
 from engine.worker import Load, Worker
 from fabric.topology import DIES_PER_NODE, DIES_PER_NPU
@@ -65,6 +66,7 @@ class Options:
     limits: Limits
     max_context_tokens: int | None = None
     kernels: str = "auto"
+    speculate: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +178,7 @@ class WorkerService:
             pool=self._make_pool(options, engine),
             limits=options.limits,
             metrics=self.metrics,
+            drafter=Drafter() if options.speculate else None,
             deliver=partial(_call_soon, loop, self.links.send),
         )
         self._thread = threading.Thread(

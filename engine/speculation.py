@@ -10,7 +10,6 @@ sequence keeps count of how often its guesses were right, each worker of how lon
 only those rows are drafted that are expected to raise the tokens per second of the whole step.
 """
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from typing import Protocol
 
@@ -27,6 +26,8 @@ PROBE_EVERY = 24
 _MEMORY = 0.9
 _START_RIGHT, _START_TRIED = 1.2, 2.0
 _COST_WEIGHT = 0.1
+_SURE_AFTER = 3
+_FORGET_AFTER = 512
 
 
 def accepted(draft: Items[int], sampled: Items[int]) -> int:
@@ -82,30 +83,45 @@ class StepCosts:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
+        self._times: dict[int, int] = {}
+        self._seen_at: dict[int, int] = {}
+        self._num_steps = 0
 
     def observe(self, num_rows: int, seconds: float) -> None:
         """Learn from a step."""
-        known = self._seconds.get(num_rows)
-        self._seconds[num_rows] = seconds if known is None else known + _COST_WEIGHT * (seconds - known)
+        self._num_steps += 1
+        times = self._times.get(num_rows, 0)
+        known = self._seconds.get(num_rows, seconds)
+        if times < _SURE_AFTER:
+            # A first step that something else held up must not keep this size from being tried again.
+            known = min(known, seconds)
+        self._seconds[num_rows] = known + _COST_WEIGHT * (seconds - known)
+        self._times[num_rows] = times + 1
+        self._seen_at[num_rows] = self._num_steps
+        if self._num_steps % 64 == 0:
+            self._forget()
 
     def seconds(self, num_rows: int) -> float | None:
-        """Expected seconds; between and beyond what was measured in proportion. None before the first step.
+        """Expected seconds; None before the first step.
 
-        More rows never cost less: a step that happened to be slow must not make a larger one look cheap.
+        Between two measured sizes in proportion; beyond the largest as that one, so that larger sizes get tried. More
+        rows never cost less: a step that happened to be slow must not make a larger one look cheap.
         """
-        if not self._seconds:
-            return None
         below = [n for n in self._seconds if n <= num_rows]
-        if not below:
-            return min(self._seconds.values())
-        floor = max(self._seconds[n] for n in below)
-        nearest = max(below)
         above = [n for n in self._seconds if n > num_rows]
+        if not below:
+            return self._seconds[min(above)] if above else None
+        nearest, floor = max(below), max(self._seconds[n] for n in below)
         if nearest == num_rows or not above:
             return floor
         upper = min(above)
         share = (num_rows - nearest) / (upper - nearest)
         return max(floor, self._seconds[nearest] + share * (self._seconds[upper] - self._seconds[nearest]))
+
+    def _forget(self) -> None:
+        for num_rows, seen_at in list(self._seen_at.items()):
+            if self._num_steps - seen_at > _FORGET_AFTER:
+                del self._seconds[num_rows], self._times[num_rows], self._seen_at[num_rows]
 
 
 class Drafted(Protocol):
@@ -131,7 +147,6 @@ class Drafter:
         """Set the `draft` of each sequence that is about to decode, in a step of these sequences only."""
         guesses = []
         for work in decoding:
-            work.draft = []
             if work.guesser is not None and work.num_draftable > 0:
                 guess = work.guesser.guess(work.tokens, min(MAX_DRAFT, work.num_draftable))
                 if guess:
@@ -174,9 +189,3 @@ class Drafter:
     def _rate(self, tokens: float, num_rows: int) -> float:
         seconds = self.costs.seconds(num_rows)
         return tokens / seconds if seconds else 0.0
-
-
-def clear(works: Iterable[Drafted]) -> None:
-    """Drop drafts that no step will verify."""
-    for work in works:
-        work.draft = []

@@ -29,6 +29,7 @@ from engine.protocol import BlocksPublished, Failed, Finished, FromWorker, Prefe
 from engine.sampler import Sampled
 from engine.scheduler import Limits, Plan, Scheduler
 from engine.sequence import Sequence, Status
+from engine.speculation import Drafter
 from engine.step import Forward, Outcome, run_step
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Worker:
     """One engine: a model's `forward`, the blocks it computes in, and the requests it serves.
 
     `memory(block)` is the memory of a local KV block. `max_context_tokens` bounds prompt and output together and must
-    fit into `num_blocks` blocks. All instants are of `clock`.
+    fit into `num_blocks` blocks. Without a `drafter` each step gives one token. All instants are of `clock`.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Worker:
         limits: Limits,
         metrics: WorkerMetrics,
         deliver: Deliver,
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.worker_id = worker_id
@@ -106,6 +108,7 @@ class Worker:
         self.is_draining = False
         self._forward = forward
         self._deliver = deliver
+        self._drafter = drafter
         self._clock = clock
         self._blocks = BlockManager(num_blocks, block_tokens)
         self._scheduler: Scheduler[Sequence] = Scheduler(self._blocks, limits)
@@ -168,7 +171,7 @@ class Worker:
         busy = self._receive()
         busy |= self._expire()
         busy |= self._admit()
-        busy |= self._step(self._scheduler.plan())
+        busy |= self._step(self._plan())
         self._send()
         self._measure()
         return busy
@@ -202,6 +205,15 @@ class Worker:
             self._load(sequence)
         return bool(admitted)
 
+    def _plan(self) -> Plan[Sequence]:
+        running = self._scheduler.running
+        for sequence in running:
+            sequence.draft = []
+        # Drafts are for steps that only decode: beside a prompt, rows are better spent on the prompt.
+        if self._drafter is not None and all(sequence.num_uncomputed == 1 for sequence in running):
+            self._drafter.propose(running)
+        return self._scheduler.plan()
+
     def _step(self, plan: Plan[Sequence]) -> bool:
         started_at = self._clock()
         for sequence in plan.preempted:
@@ -221,6 +233,8 @@ class Worker:
         self._scheduler.step_time.observe(
             plan.num_decode, plan.num_prefill, plan.num_attended, now - started_at
         )
+        if self._drafter is not None and not plan.num_prefill:
+            self._drafter.costs.observe(plan.num_decode, now - started_at)
         self.metrics.stepped(plan.num_decode + plan.num_prefill, now - started_at)
         for outcome in outcomes:
             self._take_in(outcome, now)
@@ -326,6 +340,9 @@ class Worker:
                 break
         num_rows = slot.num_rows - slot.num_draft + max(0, len(taken) - 1)
         filled = self._scheduler.commit(sequence, num_rows)
+        if self._drafter is not None and slot.num_draft:
+            self._drafter.learn(sequence, slot.num_draft, len(outcome.sampled) - 1)
+            self.metrics.drafted(slot.num_draft, len(outcome.sampled) - 1)
         sequence.computed_tokens += max(0, min(first + num_rows, num_given) - first)
         if sequence.phase == "prefill":
             self._publish_progress(sequence)

@@ -27,6 +27,7 @@ from engine.protocol import (
 )
 from engine.scheduler import Limits
 from engine.sequence import KeyScheme, Sequence
+from engine.speculation import Drafter
 from engine.worker import Worker
 from memory_pool.block import BlockFormat
 from memory_pool.client import PoolClient
@@ -164,6 +165,7 @@ class Bench:
         max_context_tokens: int = 10_000,
         worker_id: str = "w",
         clock: Callable[[], float] = time.perf_counter,
+        drafter: Drafter | None = None,
         **limits: Any,
     ) -> None:
         self.model = FakeModel(num_blocks)
@@ -185,6 +187,7 @@ class Bench:
             ),
             metrics=WorkerMetrics("fake", worker_id),
             deliver=self._deliver,
+            drafter=drafter,
             clock=clock,
         )
         self.io = ManualThreads()

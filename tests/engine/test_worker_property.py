@@ -1,5 +1,6 @@
 """Whatever happens in whatever order: right tokens for all who are left, and books that balance."""
 
+from collections.abc import Sequence as Items
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -7,12 +8,32 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.protocol import Failed, Finished, Prefetch, Prefilled
+from engine.speculation import Drafter
 from memory_pool.store import MemoryStore
 from tests.engine.fakes import BLOCK_TOKENS, Bench, FaultyStore, expected
 
 NUM_BLOCKS = 18
 FAMILIES = [[(f * 11 + i * 7) % 61 for i in range(40)] for f in range(3)]
 """Prompts are beginnings of these, so that requests share blocks."""
+
+
+class RecklessDrafter(Drafter):
+    """Guesses the true continuation, spoilt here and there, as long as blocks and limits allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.truth: dict[tuple[int, ...], list[int]] = {}
+        self.count = 0
+
+    def propose(self, decoding: Items[Any]) -> None:
+        for work in decoding:
+            prompt = tuple(work.tokens[: work.num_prompt])
+            truth = self.truth.setdefault(prompt, expected(list(prompt), 30))
+            self.count += 1
+            room = max(0, min(self.count % 7, work.num_draftable))
+            work.draft = truth[work.num_generated : work.num_generated + room]
+            if work.draft and self.count % 3 == 0:
+                work.draft[self.count % len(work.draft)] ^= 1
 
 
 class WorkerLife(RuleBasedStateMachine):
