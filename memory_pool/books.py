@@ -25,6 +25,9 @@ WRITE_TIMEOUT_S = 60.0
 MAX_REMEMBERED = 20_000
 """Names of lost blocks kept per namespace to tell why a miss missed."""
 
+MAX_WANTED = 1000
+"""Blocks waiting to come back from disk; older wishes are dropped."""
+
 _NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9_.:-]{0,127}")
 
 
@@ -114,8 +117,14 @@ class Books:
     def want(self, namespace: str, keys: Sequence[bytes]) -> None:
         """Ask the keeper to bring blocks back from disk."""
         if keys:
-            self._connection.call("RPUSH", _keys(namespace)[4], *keys)
-            self._connection.call("SADD", NAMESPACES, namespace)
+            wanted = _keys(namespace)[4]
+            self._connection.call_many(
+                [
+                    ("RPUSH", wanted, *keys),
+                    ("LTRIM", wanted, -MAX_WANTED, -1),
+                    ("SADD", NAMESPACES, namespace),
+                ]
+            )
 
     def take_wanted(self, namespace: str, most: int) -> list[bytes]:
         """Keys of blocks to bring back from disk."""
@@ -155,6 +164,12 @@ class Books:
         else:
             self._connection.call("HSET", account, "quota_bytes", quota_bytes)
         self._connection.call("SADD", NAMESPACES, namespace)
+
+    def close_account(self, namespace: str) -> None:
+        """Forget a namespace whose blocks are gone, its quota and counts with it."""
+        for name in _keys(namespace):
+            self._connection.call("UNLINK", name)
+        self._connection.call("SREM", NAMESPACES, namespace)
 
     def namespaces(self) -> list[str]:
         """Every namespace ever written to."""

@@ -9,6 +9,7 @@ import enum
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from memory_pool.block import BlockFormat, Damage, Tokens
 from memory_pool.books import Admission, Books, read_statistics
@@ -244,7 +245,11 @@ class PoolClient:
         """The virtual supernode CPU whose DRAM holds the block, e.g. `cpu:17`."""
         return place_of(key)
 
-    def stats(self) -> PoolStatistics:
+    def stats(self) -> dict[str, Any]:
+        """`statistics` as plain values, for JSON."""
+        return self.statistics().as_dict()
+
+    def statistics(self) -> PoolStatistics:
         """What the pool holds and did, over all its clients."""
         if self._books is not None and self._rest.over:
             try:
@@ -378,7 +383,11 @@ class AsyncPoolClient:
             return 0
         return count
 
-    async def stats(self) -> PoolStatistics:
+    async def stats(self) -> dict[str, Any]:
+        """`statistics` as plain values, for JSON."""
+        return (await self.statistics()).as_dict()
+
+    async def statistics(self) -> PoolStatistics:
         """What the pool holds and did, over all its clients."""
         if self._rest.over:
             try:

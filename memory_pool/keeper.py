@@ -30,6 +30,8 @@ AUDIT_S = 5.0
 BLOCK_TTL_S = 24 * 3600.0
 
 _BATCH = 32
+_BATCHES = 8
+"""Batches of one pass, so that a busy pool does not keep the keeper from its other work."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +65,14 @@ class Keeper:
 
     def run_pass(self) -> None:
         """One round of everything but the audit."""
-        for namespace in self._books.namespaces():
+        namespaces = self._books.namespaces()
+        for namespace in namespaces:
             self.persist(namespace)
-            self.promote(namespace)
+        for namespace in namespaces:
             self._evict_over_quota(namespace)
         self._evict_over_watermark()
+        for namespace in namespaces:
+            self.promote(namespace)
         if self._disk is not None:
             self._books.note_disk(
                 used_bytes=self._disk.used_bytes,
@@ -78,21 +83,24 @@ class Keeper:
             )
 
     def persist(self, namespace: str) -> int:
-        """Put blocks stored since the last time on disk; how many."""
+        """Put blocks stored since the last time on disk, at most a pass's worth; how many."""
         written = 0
-        while fresh := self._books.take_fresh(namespace, _BATCH):
-            if self._disk is not None:
-                written += sum(self._save(namespace, key) for key in fresh)
+        for _ in range(_BATCHES):
+            fresh = self._books.take_fresh(namespace, _BATCH)
+            if self._disk is None or not fresh:
+                break
+            written += sum(self._save(namespace, key) for key in fresh)
         return written
 
     def promote(self, namespace: str) -> int:
-        """Bring blocks that a reader found on disk back to DRAM; how many."""
+        """Bring blocks that a reader found on disk back to DRAM, at most a pass's worth; how many."""
         promoted = 0
-        while wanted := self._books.take_wanted(namespace, _BATCH):
-            for key in dict.fromkeys(wanted):
-                value = self._disk.read(namespace, key) if self._disk is not None else None
-                if value is not None and intact(value):
-                    promoted += self._restore(namespace, key, value)
+        for key in dict.fromkeys(self._books.take_wanted(namespace, _BATCH)):
+            if self._excess_bytes():
+                break
+            value = self._disk.read(namespace, key) if self._disk is not None else None
+            if value is not None and intact(value):
+                promoted += self._restore(namespace, key, value)
         return promoted
 
     def audit(self) -> Integrity:
@@ -127,13 +135,14 @@ class Keeper:
         self._store.close()
 
     def _evict_over_watermark(self) -> None:
-        used, allowed = self._connection.memory()
-        if not allowed:
-            return
-        excess = self._watermarks.bytes_to_free(used, allowed)
+        excess = self._excess_bytes()
         if excess:
             charges = {name: self._books.charges(name) for name in self._books.namespaces()}
             self._evict(charges, excess)
+
+    def _excess_bytes(self) -> int:
+        used, allowed = self._connection.memory()
+        return self._watermarks.bytes_to_free(used, allowed) if allowed else 0
 
     def _evict_over_quota(self, namespace: str) -> None:
         used, quota = self._books.usage(namespace)

@@ -73,7 +73,7 @@ def test_a_damaged_block_is_a_miss_deleted_and_counted(
     results = client.fetch(fetches_of(puts))
     assert [r.reason for r in results] == [None, reason, None]
     assert client.lookup([puts[1].key]) == 0
-    assert client.stats().namespaces["default"].damaged == 1
+    assert client.statistics().namespaces["default"].damaged == 1
     assert client.look([puts[1].key]).miss_reason == "damaged"
     assert [r.num_bytes > 0 for r in client.publish(puts)] == [False, True, False]
 

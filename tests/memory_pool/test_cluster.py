@@ -121,14 +121,14 @@ async def test_the_pool_works_over_a_cluster(cluster: Cluster, tmp_path: Path) -
         assert client.lookup([*keys, bytes(32)], "tenant") == 20
         assert client.lease(keys, holder="me") == 20
         client.release(keys, holder="me")
-        assert client.stats().namespaces["tenant"].used_bytes == 160 * VALUE_BYTES
+        assert client.statistics().namespaces["tenant"].used_bytes == 160 * VALUE_BYTES
         keeper.run_pass()
         assert keeper.audit() == Integrity()
         assert client.delete(keys[:1]) == 1
         assert keeper.audit() == Integrity(vanished=1)
     gateway = AsyncPoolClient(cluster.url)
     assert await gateway.lookup([*keys[1:], bytes(32)], "tenant") == 19
-    assert (await gateway.stats()).as_dict()["blocks"] == 159
+    assert (await gateway.stats())["blocks"] == 159
     await gateway.close()
     with contextlib.closing(Directory(cluster.url)) as directory:
         directory.announce("w", b"record", 60.0)

@@ -52,7 +52,7 @@ def test_blocks_come_back_from_disk_after_dram_lost_them(
     assert same(puts, items)
     # The keeper brings them back to DRAM, charged.
     keeper.run_pass()
-    statistics = client.stats()
+    statistics = client.statistics()
     assert statistics.namespaces["tenant"].used_bytes == 4 * VALUE_BYTES
     assert statistics.namespaces["tenant"].disk_hits == 4
     disk = statistics.tiers["disk"]
@@ -97,8 +97,8 @@ def test_a_quota_makes_room_for_the_newest(client: PoolClient, keeper: Keeper) -
     client.publish(puts_of(tokens_of(20)))
     keeper.run_pass()
     # 20 of 20 blocks are over the high mark of 18, so room is made down to 85 %: 17 blocks.
-    assert client.stats().namespaces["default"].blocks == 17
-    assert client.stats().namespaces["default"].evictions == 3
+    assert client.statistics().namespaces["default"].blocks == 17
+    assert client.statistics().namespaces["default"].evictions == 3
     assert all(result.ok for result in client.publish(puts_of(tokens_of(3, first=500))))
 
 
@@ -135,7 +135,7 @@ def test_an_audit_mends_the_books(client: PoolClient, keeper: Keeper, redis_url:
         connection.delete(redis_key(puts[3].key))
     assert keeper.audit() == Integrity(vanished=1, wrong_size=1, dead_writers=3)
     # Blocks 2 and 4 are left.
-    assert client.stats().namespaces["default"].used_bytes == 2 * VALUE_BYTES
+    assert client.statistics().namespaces["default"].used_bytes == 2 * VALUE_BYTES
     assert keeper.audit() == Integrity()
 
 

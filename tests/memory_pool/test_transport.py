@@ -130,7 +130,7 @@ async def test_each_role_can_do_its_work(own_redis: RedisServer, tmp_path: Path)
     gateway_url = url_of("gateway", own_redis)
     gateway = AsyncPoolClient(gateway_url)
     assert await gateway.lookup(keys) == 3
-    assert (await gateway.stats()).as_dict()["blocks"] == 3
+    assert (await gateway.stats())["blocks"] == 3
     await gateway.close()
     members = AsyncDirectory(gateway_url)
     assert await members.members() == {"w": b"record"}
