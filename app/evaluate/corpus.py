@@ -21,7 +21,6 @@ import random
 import statistics
 import textwrap
 import threading
-import typing
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pydoc_data.topics import topics
@@ -29,7 +28,7 @@ from types import ModuleType
 
 _MODULES: tuple[ModuleType, ...] = (
     argparse, bisect, calendar, csv, decimal, difflib, doctest, fractions, heapq, locale, pickle, random,
-    statistics, textwrap, threading, typing, zipfile,
+    statistics, textwrap, threading, zipfile,
 )  # fmt: skip
 
 _EVERYDAY = (
