@@ -31,7 +31,14 @@ def describe(name: str, weights: Path, folder: Path) -> ModelEntry:
 
     Raises ModelFileError, TextError, ChatTemplateError or ModelError, naming what is wrong with it.
     """
+    # Only here: the kernels behind it take a second to import, and a model that is here already needs none of them.
+    from engine.model import check_shape
+
     model = load_weights(weights)
+    try:
+        check_shape(model.config)
+    except ValueError as error:
+        raise ModelError(f"{weights}: the engine cannot serve this shape: {error}") from None
     text = _folder_text(weights, model.config.bos_token_id) if weights.is_dir() else _gguf_text(weights)
     (folder / TOKENIZER_JSON).write_text(text.tokenizer, encoding="utf-8")
     tokenizer = Tokenizer.load(folder / TOKENIZER_JSON)

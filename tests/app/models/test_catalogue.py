@@ -214,6 +214,11 @@ def test_what_cannot_be_added_is_named(tmp_path: Path, cache: Path, wheels: Path
     unknown = tiny_gguf(tmp_path / "pre.gguf", tokenizer__ggml__pre="new-one")
     with pytest.raises(ModelError, match="pre-tokenizer 'new-one'"):
         catalogue.add("x", unknown)
+    narrow = tiny_gguf(
+        tmp_path / "narrow.gguf", llama__attention__head_count=4, llama__attention__head_count_kv=2
+    )
+    with pytest.raises(ModelError, match="cannot serve this shape: head_dim: 16"):
+        catalogue.add("x", narrow)
     template = tiny_gguf(tmp_path / "template.gguf", tokenizer__chat_template="{% if %}")
     with pytest.raises(ModelError, match="chat template is faulty"):
         catalogue.add("x", template)

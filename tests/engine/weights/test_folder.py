@@ -132,13 +132,13 @@ def test_llama3_scaling(tmp_path: Path) -> None:
     divisors = load_weights(folder).config.rope_scaling
     assert divisors is not None
     # Pair 0 turns 64 / 2pi = 10.2 times over the original context: more than 4, untouched.
-    # Pair 1: 10.19 / 10000**(1/8) = 3.221 turns, share (3.221 - 1) / 3 = 0.7404 of the frequency stays.
-    # Pair 2 turns 1.019 times, share 0.0062; pairs 3 to 7 less than once: all divided by 8.
-    turns = 64 / (2 * math.pi) * 10000 ** (-1 / 8)
+    # Pair 2: 10.19 / 10000**(2/16) = 3.221 turns, share (3.221 - 1) / 3 = 0.7404 of the frequency stays.
+    # Pair 4 turns 1.019 times, share 0.0062; pairs 5 to 15 less than once: all divided by 8.
+    turns = 64 / (2 * math.pi) * 10000 ** (-2 / 16)
     share = (turns - 1) / 3
-    assert divisors[0] == 1
-    assert divisors[1] == pytest.approx(1 / ((1 - share) / 8 + share))
-    assert divisors[3:] == (8.0,) * 5
+    assert divisors[:2] == (1, 1)
+    assert divisors[2] == pytest.approx(1 / ((1 - share) / 8 + share))
+    assert divisors[5:] == (8.0,) * 11
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ def test_reads_configuration_and_weights_under_canonical_names(tmp_path: Path) -
     weights = random_weights()
     model = load_weights(tiny_gguf(tmp_path / "tiny.gguf", weights))
     config = model.config
-    assert (config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads) == (2, 64, 4, 2)
-    assert (config.head_dim, config.intermediate_size, config.max_context_tokens) == (16, 96, 256)
+    assert (config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads) == (2, 64, 2, 1)
+    assert (config.head_dim, config.intermediate_size, config.max_context_tokens) == (32, 96, 256)
     assert config.tied_embeddings
     assert config.bos_token_id == 1
     # 2 is named by the file; 0 is the control token <|endoftext|>, which ends answers too.
@@ -45,7 +45,7 @@ def test_values_of_quantised_kinds_follow_the_format(tmp_path: Path) -> None:
 
 
 def test_llama3_frequency_table_becomes_divisors(tmp_path: Path) -> None:
-    table = np.linspace(1, 8, 8, dtype=np.float32)
+    table = np.linspace(1, 8, 16, dtype=np.float32)
     path = tiny_gguf(tmp_path / "t.gguf", random_weights() | {"rope_freqs.weight": table})
     assert load_weights(path).config.rope_scaling == pytest.approx(table.tolist())
 
