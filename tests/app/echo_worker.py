@@ -140,7 +140,8 @@ class EchoWorker:
                 self.submits.append(message)
                 refusal = self.refuse(message)
                 if refusal is not None:
-                    await connection.send(encode([refusal]))
+                    refused: list[FromWorker] = [refusal]
+                    await connection.send(encode(refused))
                     return
                 self._sequences[message.request_id] = _Sequence(
                     message, connection, time.perf_counter(), list(message.generated_tokens)
@@ -150,10 +151,11 @@ class EchoWorker:
                 self.cancels.append(message.request_id)
                 sequence = self._sequences.pop(message.request_id, None)
                 if sequence is not None:
-                    over = Finished(
-                        request_id=message.request_id, finish_reason="abort", report=self._report(sequence)
-                    )
-                    await connection.send(encode([over]))
+                    report = self._report(sequence)
+                    over: list[FromWorker] = [
+                        Finished(request_id=message.request_id, finish_reason="abort", report=report)
+                    ]
+                    await connection.send(encode(over))
             case Prefetch():
                 self.prefetches.append(message)
 
