@@ -4,7 +4,7 @@ from typing import Any
 
 from numba.core import types
 
-from engine.kernels import attention, matmul, rows, step, team
+from engine.kernels import attention, matmul, rows, sampling, step, team
 from engine.kernels.isa import Isa, IsaType, choose
 from engine.kernels.jit import Progress, compile_all
 
@@ -28,5 +28,6 @@ def warm(progress: Progress | None = None, isa: Isa | None = None) -> None:
         (step.run_chunk, (tag, *(i64,) * 4)),
         (step.take_part, (tag, i64, i64)),
         (step.run_step, (tag, i64)),
+        *sampling.WANTED,
     ]
     compile_all(wanted, progress)
