@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from app.twin.machine import Machine
-from app.twin.trace import BLOCK_TOKENS, Request
+from app.twin.trace import Request
 from engine.block_manager import BlockManager
 from engine.scheduler import Limits, Plan, Scheduler
 
@@ -47,9 +47,9 @@ class Job:
         return self.num_tokens - self.num_computed
 
 
-def block_keys(request: Request, number: int) -> list[bytes]:
+def block_keys(request: Request, number: int, block_tokens: int) -> list[bytes]:
     """Names of the full blocks of a prompt; blocks that the trace does not name are the request's own."""
-    full = request.prompt_tokens // BLOCK_TOKENS
+    full = request.prompt_tokens // block_tokens
     named = [block.to_bytes(8, "little", signed=True) for block in request.blocks[:full]]
     return named + [b"%d/%d" % (number, i) for i in range(len(named), full)]
 
@@ -59,13 +59,13 @@ class PrefillInstance:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        blocks = BlockManager(max(1, machine.prefill_kv_tokens // BLOCK_TOKENS), BLOCK_TOKENS)
+        blocks = BlockManager(max(1, machine.prefill_kv_tokens // machine.block_tokens), machine.block_tokens)
         limits = Limits(max_running=UNLIMITED, max_waiting=UNLIMITED, max_step_tokens=machine.max_step_tokens)
         self.scheduler: Scheduler[Job] = Scheduler(blocks, limits)
         self.busy = False
         self.busy_s = 0.0
 
-    def begin_step(self) -> tuple[float, Plan[Job]] | None:
+    def begin_step(self, decode_busy: bool = False) -> tuple[float, Plan[Job]] | None:
         """The next step and its seconds, or None when there is nothing to compute."""
         plan = self.scheduler.plan()
         if not plan.slots:
@@ -75,7 +75,7 @@ class PrefillInstance:
             cached += slot.work.cached_tokens - slot.work.counted_tokens
             slot.work.counted_tokens = slot.work.cached_tokens
         rows = plan.num_prefill + plan.num_decode
-        seconds = self.machine.prefill_s(rows, cached, plan.num_attended / rows)
+        seconds = self.machine.prefill_s(rows, cached, plan.num_attended / rows, decode_busy)
         self.busy_s += seconds
         return seconds, plan
 
@@ -96,7 +96,7 @@ class DecodeInstance:
 
     def __init__(self, machine: Machine, max_running: int) -> None:
         self.machine = machine
-        blocks = BlockManager(max(1, machine.decode_kv_tokens // BLOCK_TOKENS), BLOCK_TOKENS)
+        blocks = BlockManager(max(1, machine.decode_kv_tokens // machine.block_tokens), machine.block_tokens)
         self.scheduler: Scheduler[Job] = Scheduler(
             blocks, Limits(max_running=max_running, max_waiting=UNLIMITED)
         )
@@ -124,7 +124,7 @@ class DecodeInstance:
             job.num_computed = job.num_tokens - 1
             self.scheduler.start(job)
 
-    def begin_stretch(self, now: float) -> float | None:
+    def begin_stretch(self, now: float, prefill_busy: bool = False) -> float | None:
         """Plan and let the same step repeat; when the stretch ends, or None when there is nothing to do."""
         self.admit()
         for job in self.scheduler.running:
@@ -138,7 +138,7 @@ class DecodeInstance:
         rate = self.machine.tokens_per_decode_step
         self.num_steps = max(1, min(self._steps_left(job, rate) for job in jobs))
         mean_context = sum(job.num_tokens for job in jobs) / len(jobs) + rate * self.num_steps / 2
-        self.step_s = self.machine.decode_s(len(jobs), mean_context)
+        self.step_s = self.machine.decode_s(len(jobs), mean_context, prefill_busy)
         self.plan, self.stretch_at = plan, now
         return now + self.num_steps * self.step_s
 
@@ -170,5 +170,5 @@ class DecodeInstance:
     def _steps_left(self, job: Job, rate: float) -> int:
         """Steps until this sequence is complete or might need a block that it does not have."""
         to_end = ceil((job.request.output_tokens - job.generated - job.credit) / rate - 1e-9)
-        room = len(job.blocks) * BLOCK_TOKENS - job.num_tokens
+        room = len(job.blocks) * self.machine.block_tokens - job.num_tokens
         return min(to_end, int(room / rate))

@@ -11,6 +11,7 @@ from typing import Protocol
 from app.twin import deepseek as r1
 from app.twin.prefill import pool_bytes_per_s
 from app.twin.scenario import Scenario
+from app.twin.trace import BLOCK_TOKENS as TRACE_BLOCK_TOKENS
 from fabric.cost import transfer_time
 from fabric.topology import Place
 
@@ -22,27 +23,47 @@ ATTENDED_STEP = 512
 class Machine(Protocol):
     """Seconds of what instances do, and how large they are."""
 
-    kv_bytes_per_token: int
-    tokens_per_decode_step: float
-    max_step_tokens: int
-    prefill_kv_tokens: int
-    decode_kv_tokens: int
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """KV of one token."""
 
-    def prefill_s(self, num_computed: int, num_cached: int, mean_attended: float) -> float:
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block, here and in the trace."""
+
+    @property
+    def tokens_per_decode_step(self) -> float:
+        """What a sequence gains per step."""
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Prompt tokens of a prefill step at most."""
+
+    @property
+    def prefill_kv_tokens(self) -> int:
+        """Tokens whose KV a prefill instance holds."""
+
+    @property
+    def decode_kv_tokens(self) -> int:
+        """Tokens whose KV a decode instance holds."""
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether prefill and decode slow one another down; only then are they told of one another."""
+
+    def prefill_s(
+        self, num_computed: int, num_cached: int, mean_attended: float, decode_busy: bool = False
+    ) -> float:
         """One prefill step of an instance over so many prompt tokens, which attend to `mean_attended` each."""
-        ...
 
-    def decode_s(self, num_sequences: int, mean_context: float) -> float:
+    def decode_s(self, num_sequences: int, mean_context: float, prefill_busy: bool = False) -> float:
         """One decode step of an instance."""
-        ...
 
     def load_s(self, num_tokens: int) -> float:
         """Fetching one prompt's cached KV from the pool into a prefill instance."""
-        ...
 
     def handover_s(self, num_tokens: int, prefill: int, decode: int) -> float:
         """Moving one prompt's KV from prefill instance number `prefill` to decode instance number `decode`."""
-        ...
 
 
 @dataclass
@@ -51,6 +72,12 @@ class SupernodeMachine:
 
     scenario: Scenario
     kv_bytes_per_token: int = r1.KV_BYTES_PER_TOKEN
+    block_tokens: int = TRACE_BLOCK_TOKENS
+    shares_cores: bool = False
+    tokens_per_decode_step: float = field(init=False)
+    max_step_tokens: int = field(init=False)
+    prefill_kv_tokens: int = field(init=False)
+    decode_kv_tokens: int = field(init=False)
     _decode_steps: dict[tuple[int, int], float] = field(default_factory=dict)
     _prefill_steps: dict[tuple[int, int, int], float] = field(default_factory=dict)
 
@@ -64,8 +91,11 @@ class SupernodeMachine:
         point = scenario.prefill_point()
         self._pool_rate = scenario.prefill_npus * 2 * pool_bytes_per_s(point.plane, point.fabric_share)
 
-    def prefill_s(self, num_computed: int, num_cached: int, mean_attended: float) -> float:
+    def prefill_s(
+        self, num_computed: int, num_cached: int, mean_attended: float, decode_busy: bool = False
+    ) -> float:
         """One step; cached tokens count towards the batch and shorten it by the reuse law."""
+        assert not decode_busy, "instances of a supernode have cores of their own"
         tokens = num_computed + num_cached
         # A step of few tokens costs nearly as much as one a little larger: sizes are rounded to 2 % and
         # remembered.
@@ -80,8 +110,9 @@ class SupernodeMachine:
             ).batch_s()
         return self._prefill_steps[key]
 
-    def decode_s(self, num_sequences: int, mean_context: float) -> float:
+    def decode_s(self, num_sequences: int, mean_context: float, prefill_busy: bool = False) -> float:
         """One step; the rank with most sequences sets the pace."""
+        assert not prefill_busy, "instances of a supernode have cores of their own"
         ranks = self.scenario.decode_npus * self.scenario.machine.ranks_per_device
         key = (ceil(num_sequences / ranks), ceil(mean_context / CONTEXT_STEP))
         if key not in self._decode_steps:

@@ -188,7 +188,7 @@ def _answer(
                 best = (result["slo_attainment"], tried, result)
             if result["slo_attainment"] >= attainment:
                 return _found(tried, result)
-            if (result["tpot_s"]["p90"] or 0) > scenario.slo_tpot_s:
+            if (result["ttft_s"]["p90"] or 0) <= scenario.slo_ttft_s:
                 break  # prefill is not what is missing
     if best is None:
         return {

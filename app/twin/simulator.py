@@ -10,6 +10,7 @@ another. With the same requests, machine and seed the result is the same to the 
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from random import Random
 from typing import Any
 
@@ -18,7 +19,7 @@ from app.routing.scorers import Candidate
 from app.twin.instance import DecodeInstance, Job, PrefillInstance, block_keys
 from app.twin.machine import Machine
 from app.twin.pool import TwinPool
-from app.twin.trace import BLOCK_TOKENS, Request
+from app.twin.trace import Request
 from engine.protocol import Location
 from engine.scheduler import Plan
 
@@ -66,7 +67,7 @@ class Simulator:
     def __init__(self, machine: Machine, deployment: Deployment) -> None:
         self.machine = machine
         self.deployment = deployment
-        self.pool = TwinPool(machine.kv_bytes_per_token * BLOCK_TOKENS, deployment.pool_bytes)
+        self.pool = TwinPool(machine.kv_bytes_per_token * machine.block_tokens, deployment.pool_bytes)
         self.prefill = [PrefillInstance(machine) for _ in range(deployment.prefill_instances)]
         self.decode = [
             DecodeInstance(machine, deployment.max_running_per_decode)
@@ -81,10 +82,9 @@ class Simulator:
     def run(self, requests: Sequence[Request]) -> Outcome:
         """Serve all requests to their end."""
         for number, request in enumerate(requests):
-            job = Job(
-                number, request, block_keys(request, number), request.prompt_tokens, request.arrival_s,
-                credit=self._random.random(),
-            )  # fmt: skip
+            keys = block_keys(request, number, self.machine.block_tokens)
+            phase = self._random.random()
+            job = Job(number, request, keys, request.prompt_tokens, request.arrival_s, credit=phase)
             self.outcome.jobs.append(job)
             self._at(request.arrival_s, "arrive", job)
         for at, instance in self.deployment.failures:
@@ -120,11 +120,14 @@ class Simulator:
             return  # nobody can prefill: the request is never completed and counts as failed
         job.prefill, job.decode = int(chosen.prefill_worker[1:]), int(chosen.decode_worker[1:])
         hits = self.pool.lookup(job.request.blocks)
-        hit_tokens = min(hits * BLOCK_TOKENS, job.request.prompt_tokens)
+        hit_tokens = min(hits * self.machine.block_tokens, job.request.prompt_tokens)
         self.outcome.hit_tokens += hit_tokens - job.hit_tokens
         job.hit_tokens = hit_tokens
         # The pool's last block may be a partly filled one; a step always computes at least one token.
-        job.cached_tokens = min(hits, (job.request.prompt_tokens - 1) // BLOCK_TOKENS) * BLOCK_TOKENS
+        job.cached_tokens = (
+            min(hits, (job.request.prompt_tokens - 1) // self.machine.block_tokens)
+            * self.machine.block_tokens
+        )
         self.outcome.loaded_bytes += job.cached_tokens * self.machine.kv_bytes_per_token
         self.prefill[job.prefill].scheduler.submit(job)
         self._admit(now, job.prefill)
@@ -151,11 +154,13 @@ class Simulator:
         instance = self.prefill[number]
         if instance.busy or number in self.broken:
             return
-        step = instance.begin_step()
+        shares = self.machine.shares_cores
+        step = instance.begin_step(shares and any(d.plan is not None for d in self.decode))
         if step is not None:
             seconds, plan = step
             instance.busy = True
             self._at(now + seconds, "prefilled", (number, plan))
+            self._disturb(now)
 
     def _prefilled(self, now: float, what: tuple[int, Plan[Job]]) -> None:
         number, plan = what
@@ -178,22 +183,40 @@ class Simulator:
             self._at(now + seconds, "handed_over", job)
         self._admit(now, number)
         self._step(now, number)
+        if not instance.busy:
+            self._disturb(now)
 
     def _handed_over(self, now: float, job: Job) -> None:
         instance = self.decode[job.decode]
         instance.join(job)
-        # Sequences join at step boundaries: a stretch under way ends with the step that is running.
         if instance.plan is None:
             self._stretch(now, job.decode)
-        elif instance.num_steps > 1:
-            boundary_s = -(-(now - instance.stretch_at) // instance.step_s) * instance.step_s
+        else:
+            self._interrupt(now, job.decode)
+
+    def _interrupt(self, now: float, number: int) -> None:
+        """A stretch under way ends with the step that is running: sequences join at step boundaries."""
+        instance = self.decode[number]
+        if instance.num_steps == 1:
+            return
+        steps = max(1, ceil((now - instance.stretch_at) / instance.step_s - 1e-9))
+        if steps < instance.num_steps:
+            instance.num_steps = steps
             instance.generation += 1
-            self._at(max(now, instance.stretch_at + boundary_s), "decoded", (job.decode, instance.generation))
-            instance.num_steps = max(1, round(boundary_s / instance.step_s))
+            ends_at = max(now, instance.stretch_at + steps * instance.step_s)
+            self._at(ends_at, "decoded", (number, instance.generation))
+
+    def _disturb(self, now: float) -> None:
+        """Prefill began or ended: decode that shares its cores goes on at another pace."""
+        if self.machine.shares_cores:
+            for number, instance in enumerate(self.decode):
+                if instance.plan is not None:
+                    self._interrupt(now, number)
 
     def _stretch(self, now: float, number: int) -> None:
         instance = self.decode[number]
-        ends_at = instance.begin_stretch(now)
+        shares = self.machine.shares_cores
+        ends_at = instance.begin_stretch(now, shares and any(p.busy for p in self.prefill))
         if ends_at is not None:
             instance.generation += 1
             self._at(ends_at, "decoded", (number, instance.generation))

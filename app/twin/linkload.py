@@ -1,0 +1,83 @@
+"""How full the UB links between L1 and L2 chips were over a simulated run."""
+
+from app.twin.exchange import crossing_share
+from app.twin.scenario import Scenario
+from app.twin.simulator import Outcome
+from fabric.collectives import COMBINE_BYTES, DISPATCH_BYTES, TOP_K
+from fabric.planes import UB_LANE
+from fabric.topology import L1_UPLINKS, NPUS_PER_NODE, NUM_SUBPLANES
+
+MOE_LAYERS = 58
+
+
+def node_to_l2_load(scenario: Scenario, outcome: Outcome) -> list[list[float]]:
+    """Mean share of capacity in use on each L1 chip's uplinks: `[sub-plane][node]`.
+
+    Counts the bytes that leave each node: dispatch and combine of every token that an instance computed, the
+    part of it that crosses nodes, and blocks between NPUs and the pool's CPUs, which are spread over all
+    nodes. Dead lanes carry nothing and leave their load to the chip's others.
+    """
+    topology = scenario.topology
+    bytes_out = [0.0] * topology.num_nodes
+    per_token = TOP_K * (DISPATCH_BYTES + COMBINE_BYTES) * MOE_LAYERS
+    first = 0
+    groups = [
+        (scenario.prefill_instances, scenario.prefill_npus, scenario.prefill_ep, _prefill_tokens(outcome)),
+        (
+            scenario.decode_instances,
+            scenario.decode_npus,
+            scenario.decode_ep,
+            _decode_tokens(scenario, outcome),
+        ),
+    ]
+    for instances, npus, ep, tokens_of in groups:
+        for number in range(instances):
+            moved = tokens_of.get(number, 0.0) * per_token * crossing_share(ep)
+            for npu in range(first, first + npus):
+                bytes_out[npu // NPUS_PER_NODE] += moved / npus
+            first += npus
+    remote = 1 - 1 / topology.num_nodes
+    pool_bytes = outcome.loaded_bytes + outcome.handed_over_bytes
+    for node in range(topology.num_nodes):
+        bytes_out[node] += pool_bytes * remote / topology.num_nodes
+    alive = _alive_lanes(scenario)
+    span_s = max(outcome.now, 1e-9)
+    load = []
+    for k in range(NUM_SUBPLANES):
+        row = []
+        for node in range(topology.num_nodes):
+            lanes = alive[node][k]
+            part = bytes_out[node] * (1 if lanes else 0) / max(1, sum(1 for n in alive[node] if n))
+            row.append(part / span_s / (lanes * UB_LANE.value) if lanes else 0.0)
+        load.append(row)
+    return load
+
+
+def _alive_lanes(scenario: Scenario) -> list[list[int]]:
+    topology = scenario.topology
+    lanes = [[0] * NUM_SUBPLANES for _ in range(topology.num_nodes)]
+    for link, rate in topology.capacity.items():
+        start, end = link.split(">")
+        if start.startswith("l1:") and end.startswith("l2:"):
+            node, k = map(int, start[3:].split("."))
+            lanes[node][k] += round(rate / UB_LANE.value)
+    assert all(n <= L1_UPLINKS for row in lanes for n in row)
+    return lanes
+
+
+def _prefill_tokens(outcome: Outcome) -> dict[int, float]:
+    tokens: dict[int, float] = {}
+    for job in outcome.jobs:
+        if job.first_token_at is not None:
+            computed = job.request.prompt_tokens - job.cached_tokens
+            tokens[job.prefill] = tokens.get(job.prefill, 0.0) + computed
+    return tokens
+
+
+def _decode_tokens(scenario: Scenario, outcome: Outcome) -> dict[int, float]:
+    """Rows that decode computed; a step of MTP computes two for the tokens that it yields."""
+    rows_per_token = 2 / (1 + scenario.mtp_acceptance) if scenario.mtp else 1.0
+    rows: dict[int, float] = {}
+    for job in outcome.jobs:
+        rows[job.decode] = rows.get(job.decode, 0.0) + (job.generated or 0) * rows_per_token
+    return rows

@@ -1,0 +1,128 @@
+"""What `twin calibrate` learned of a live service on this machine, and the machine that the simulator makes
+of it.
+
+Every time is a sum of a fixed part and parts per token, per sequence and per attended token, as in
+`engine.step_time`; all were measured through HTTP on the running service. When prefill and decode workers
+share cores, each slows the other down by a measured factor.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from app.twin.errors import TwinError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Measured times, in seconds, of one prefill and one decode worker of a service."""
+
+    model: str
+    num_prefill: int
+    num_decode: int
+    block_tokens: int
+    kv_bytes_per_token: int
+    max_step_tokens: int
+    prefill_kv_tokens: int
+    decode_kv_tokens: int
+    request_fixed_s: float
+    """Of a request's TTFT, what does not depend on its prompt."""
+    prefill_token_s: float
+    prefill_attended_s: float
+    cached_token_s: float
+    """Per prompt token whose KV was found instead of computed."""
+    decode_fixed_s: float
+    decode_sequence_s: float
+    decode_attended_s: float
+    handover_fixed_s: float
+    handover_token_s: float
+    prefill_slowdown: float
+    """Prefill while decode runs over prefill alone."""
+    decode_slowdown: float
+    fit_error: float
+    """Mean relative error of the fit on the requests it was made from."""
+    num_samples: int
+
+    @classmethod
+    def read(cls, path: Path) -> "Profile":
+        """A profile from its JSON file. Raises `TwinError` naming the file and what is wrong."""
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise TwinError(f"profile {path}: {error}; write one with `cloudmatrix twin calibrate`") from None
+
+    def write(self, path: Path) -> None:
+        """Store as JSON. Raises `TwinError` when the file cannot be written."""
+        try:
+            path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+        except OSError as error:
+            raise TwinError(f"profile {path}: {error}") from None
+
+    def as_dict(self) -> dict[str, Any]:
+        """All values by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LiveMachine:
+    """The service as the simulator sees it."""
+
+    profile: Profile
+    tokens_per_decode_step: float = 1.0
+    shares_cores: bool = True
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Of the served model."""
+        return self.profile.kv_bytes_per_token
+
+    @property
+    def block_tokens(self) -> int:
+        """Of the workers' caches."""
+        return self.profile.block_tokens
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Prefill rows of a step."""
+        return self.profile.max_step_tokens
+
+    @property
+    def prefill_kv_tokens(self) -> int:
+        """Tokens that a prefill worker's cache holds."""
+        return self.profile.prefill_kv_tokens
+
+    @property
+    def decode_kv_tokens(self) -> int:
+        """Tokens that a decode worker's cache holds."""
+        return self.profile.decode_kv_tokens
+
+    def prefill_s(
+        self, num_computed: int, num_cached: int, mean_attended: float, decode_busy: bool = False
+    ) -> float:
+        """One prefill step; the fixed part of a request is not in it."""
+        known = self.profile
+        seconds = num_computed * (known.prefill_token_s + mean_attended * known.prefill_attended_s)
+        return (seconds + num_cached * known.cached_token_s) * (
+            known.prefill_slowdown if decode_busy else 1.0
+        )
+
+    def decode_s(self, num_sequences: int, mean_context: float, prefill_busy: bool = False) -> float:
+        """One decode step."""
+        known = self.profile
+        per_sequence = known.decode_sequence_s + mean_context * known.decode_attended_s
+        return (known.decode_fixed_s + num_sequences * per_sequence) * (
+            known.decode_slowdown if prefill_busy else 1.0
+        )
+
+    def load_s(self, num_tokens: int) -> float:
+        """Part of `prefill_s`: the measurement does not tell them apart."""
+        assert num_tokens >= 0
+        return 0.0
+
+    def handover_s(self, num_tokens: int, prefill: int, decode: int) -> float:
+        """From the first token to the moment the sequence takes part in decode steps."""
+        assert prefill >= 0
+        assert decode >= 0
+        return self.profile.handover_fixed_s + num_tokens * self.profile.handover_token_s
