@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from app.evaluate.cli import eval_app
 from app.models.cli import models_app
 
 app = typer.Typer(
@@ -15,6 +16,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(models_app, name="models")
+app.add_typer(eval_app, name="eval")
 
 MIB = 1 << 20
 
