@@ -34,8 +34,8 @@ _WRITE = [
     "+rpush",
     "+ltrim",
 ]
-_MORE = ["+zadd", "+zremrangebyrank"]
-_KEEP = ["+lrange", "+strlen", "+object", "+scan"]
+_MORE = ["+zadd", "+zrem", "+zremrangebyrank"]
+_KEEP = ["+lrange", "+zrange", "+strlen", "+scan"]
 
 
 def rules(role: Role) -> list[str]:

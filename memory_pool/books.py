@@ -91,7 +91,7 @@ class Books:
             args += [name, more]
         for key, stored in outcome.items():
             args += [key, int(stored)]
-        answers = self._connection.run(scripts.SETTLE, [*_keys(namespace)[:2], _keys(namespace)[3]], args)
+        answers = self._connection.run(scripts.SETTLE, _settled(namespace), args)
         return [key for key, known in zip(outcome, answers, strict=True) if not known]
 
     def note_lookup(self, namespace: str, *, queries: int, hits: int, missing: bytes | None) -> str | None:
@@ -108,7 +108,24 @@ class Books:
         args: list[bytes | str | int] = [reason, MAX_REMEMBERED]
         for key, raw in blocks.items():
             args += [key, raw]
-        return sum(self._connection.run(scripts.FORGET, _keys(namespace)[:3], args))
+        return sum(self._connection.run(scripts.FORGET, _forgotten(namespace), args))
+
+    def note_fetch(self, namespace: str, keys: Sequence[bytes], counts: Mapping[str, int]) -> None:
+        """Count a fetch and mark its blocks as used now."""
+        _, account, _, _, used, _ = _keys(namespace)
+        args: list[bytes | str | int] = [len(counts)]
+        for name, more in counts.items():
+            args += [name, more]
+        self._connection.run(scripts.NOTE_FETCH, [account, used], [*args, *keys])
+
+    def oldest(self, namespace: str, most: int) -> list[tuple[int, Charge]]:
+        """The least recently used blocks, first the oldest, each with the millisecond of its last use."""
+        charges, _, _, _, used, _ = _keys(namespace)
+        flat = self._connection.run(scripts.OLDEST, [charges, used], [most])
+        return [
+            (int(float(used_at)), _charge(key, raw))
+            for key, used_at, raw in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        ]
 
     def take_fresh(self, namespace: str, most: int) -> list[bytes]:
         """Keys of blocks stored lately, each once; for the disk tier."""
@@ -117,7 +134,7 @@ class Books:
     def want(self, namespace: str, keys: Sequence[bytes]) -> None:
         """Ask the keeper to bring blocks back from disk."""
         if keys:
-            wanted = _keys(namespace)[4]
+            wanted = _keys(namespace)[5]
             self._connection.call_many(
                 [
                     ("RPUSH", wanted, *keys),
@@ -128,7 +145,7 @@ class Books:
 
     def take_wanted(self, namespace: str, most: int) -> list[bytes]:
         """Keys of blocks to bring back from disk."""
-        return list(self._connection.run(scripts.TAKE, [_keys(namespace)[4]], [most]))
+        return list(self._connection.run(scripts.TAKE, [_keys(namespace)[5]], [most]))
 
     def usage(self, namespace: str) -> tuple[int, int | None]:
         """Bytes charged and the quota."""
@@ -221,7 +238,19 @@ def _pool_statistics(
 
 
 def _keys(namespace: str) -> list[str]:
-    return [f"cm:ns:{{{namespace}}}:{part}" for part in ("charges", "account", "gone", "fresh", "wanted")]
+    return [
+        f"cm:ns:{{{namespace}}}:{part}" for part in ("charges", "account", "gone", "fresh", "used", "wanted")
+    ]
+
+
+def _settled(namespace: str) -> list[str]:
+    charges, account, _, fresh, used, _ = _keys(namespace)
+    return [charges, account, fresh, used]
+
+
+def _forgotten(namespace: str) -> list[str]:
+    charges, account, gone, _, used, _ = _keys(namespace)
+    return [charges, account, gone, used]
 
 
 def _counts(answer: Mapping[bytes, bytes] | Sequence[bytes]) -> dict[str, int]:

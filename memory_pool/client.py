@@ -295,7 +295,10 @@ class PoolClient:
                     "fetched_bytes": sum(result.num_bytes for result in good),
                     "disk_hits": len(wanted),
                 }
-                self._books.settle(namespace, {}, counts)
+                read = [
+                    i.key for i, r in zip(items, results, strict=True) if r.ok and i.namespace == namespace
+                ]
+                self._books.note_fetch(namespace, read, counts)
                 self._books.want(namespace, wanted)
                 lost = {item.key: b"" for item in damaged if item.namespace == namespace}
                 self._books.forget(namespace, "damaged", lost)

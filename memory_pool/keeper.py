@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ AUDIT_S = 5.0
 BLOCK_TTL_S = 24 * 3600.0
 
 _BATCH = 32
+_CANDIDATES = 256
+"""Blocks of each namespace looked at in one step of an eviction."""
 _BATCHES = 8
 """Batches of one pass, so that a busy pool does not keep the keeper from its other work."""
 
@@ -89,16 +92,17 @@ class Keeper:
             fresh = self._books.take_fresh(namespace, _BATCH)
             if self._disk is None or not fresh:
                 break
-            written += sum(self._save(namespace, key) for key in fresh)
+            written += self._save(namespace, fresh)
         return written
 
     def promote(self, namespace: str) -> int:
         """Bring blocks that a reader found on disk back to DRAM, at most a pass's worth; how many."""
+        wanted = self._books.take_wanted(namespace, _BATCH)
+        if self._disk is None or not wanted or self._excess_bytes():
+            return 0
         promoted = 0
-        for key in dict.fromkeys(self._books.take_wanted(namespace, _BATCH)):
-            if self._excess_bytes():
-                break
-            value = self._disk.read(namespace, key) if self._disk is not None else None
+        for key in dict.fromkeys(wanted):
+            value = self._disk.read(namespace, key)
             if value is not None and intact(value):
                 promoted += self._restore(namespace, key, value)
         return promoted
@@ -137,8 +141,7 @@ class Keeper:
     def _evict_over_watermark(self) -> None:
         excess = self._excess_bytes()
         if excess:
-            charges = {name: self._books.charges(name) for name in self._books.namespaces()}
-            self._evict(charges, excess)
+            self._evict(self._books.namespaces(), excess)
 
     def _excess_bytes(self) -> int:
         used, allowed = self._connection.memory()
@@ -146,38 +149,58 @@ class Keeper:
 
     def _evict_over_quota(self, namespace: str) -> None:
         used, quota = self._books.usage(namespace)
-        if quota is None:
-            return
-        excess = self._watermarks.bytes_to_free(used, quota)
+        excess = 0 if quota is None else self._watermarks.bytes_to_free(used, quota)
         if excess:
-            self._evict({namespace: self._books.charges(namespace)}, excess)
+            self._evict([namespace], excess)
 
-    def _evict(self, charges: dict[str, list[Charge]], num_bytes: int) -> None:
-        """Remove least recently used blocks, held ones excepted; what is not on disk yet goes there first."""
-        idle: list[tuple[int, str, Charge]] = []
-        for namespace, each in charges.items():
-            settled = [charge for charge in each if charge.stored and not charge.writers]
-            seconds = self._connection.call_many([("OBJECT", "IDLETIME", redis_key(c.key)) for c in settled])
-            idle += [(s, namespace, c) for s, c in zip(seconds, settled, strict=True) if s is not None]
-        index: LruIndex[tuple[str, bytes]] = LruIndex()
-        raw: dict[tuple[str, bytes], bytes] = {}
-        for _, namespace, charge in sorted(idle, key=lambda each: -each[0]):
-            index.insert((namespace, charge.key), charge.num_bytes)
-            raw[namespace, charge.key] = charge.raw
+    def _evict(self, namespaces: Sequence[str], num_bytes: int) -> None:
+        """Remove least recently used blocks, held ones excepted, until `num_bytes` are free or none is left."""
+        before = -1
         freed = 0
-        while freed < num_bytes and len(index):
-            for namespace, key in index.victims(num_bytes - freed, 0.0):
-                size = index.remove((namespace, key))
-                if self._disk is not None and not self._disk.contains(namespace, key):
-                    self._save(namespace, key)
-                if self._store.evict([key]) == [True]:
-                    freed += size
-                    self._books.forget(namespace, "evicted", {key: raw[namespace, key]})
+        while before < freed < num_bytes:
+            before = freed
+            oldest = [
+                (at, n, charge) for n in namespaces for at, charge in self._books.oldest(n, _CANDIDATES)
+            ]
+            index: LruIndex[tuple[str, bytes]] = LruIndex()
+            charges: dict[tuple[str, bytes], Charge] = {}
+            for _, namespace, charge in sorted(oldest, key=lambda each: each[0]):
+                if not charge.writers:
+                    index.insert((namespace, charge.key), charge.num_bytes)
+                    charges[namespace, charge.key] = charge
+            victims = index.victims(num_bytes - freed, 0.0)
+            for namespace in namespaces:
+                freed += self._remove(
+                    namespace, [charges[victim] for victim in victims if victim[0] == namespace]
+                )
 
-    def _save(self, namespace: str, key: bytes) -> bool:
+    def _remove(self, namespace: str, charges: Sequence[Charge]) -> int:
+        """Evict blocks that nobody holds, on disk first if they are not there; the bytes that became free."""
+        if self._disk is not None:
+            disk = self._disk
+            self._save(
+                namespace, [charge.key for charge in charges if not disk.contains(namespace, charge.key)]
+            )
+        self._store.evict([charge.key for charge in charges])
+        there = self._store.exists([charge.key for charge in charges])
+        gone = [charge for charge, still in zip(charges, there, strict=True) if not still]
+        self._books.forget(namespace, "evicted", {charge.key: charge.raw for charge in gone})
+        # What is held is being read: it is not the least recently used.
+        held = [charge.key for charge, still in zip(charges, there, strict=True) if still]
+        if held:
+            self._books.note_fetch(namespace, held, {})
+        return sum(charge.num_bytes for charge in gone)
+
+    def _save(self, namespace: str, keys: Sequence[bytes]) -> int:
+        """Put blocks on disk; how many."""
         assert self._disk is not None
-        value = self._connection.call("GET", redis_key(key))
-        return value is not None and intact(value) and self._disk.write(namespace, key, value)
+        saved = 0
+        for start in range(0, len(keys), _BATCH):
+            batch = keys[start : start + _BATCH]
+            values = self._connection.call_many([("GET", redis_key(key)) for key in batch])
+            for key, value in zip(batch, values, strict=True):
+                saved += value is not None and intact(value) and self._disk.write(namespace, key, value)
+        return saved
 
     def _restore(self, namespace: str, key: bytes, value: bytes) -> bool:
         if self._books.admit(namespace, [(key, len(value))], also_stored=True) != [Admission.CHARGED]:

@@ -57,10 +57,12 @@ return answers
 """
 )
 
-# KEYS: charges, account, fresh. ARGV: number of counts n, n times (name, more), then key, 1 (stored) or 0 (failed) ...
+# KEYS: charges, account, fresh, used.
+# ARGV: number of counts n, n times (name, more), then key, 1 (stored) or 0 (failed) ...
 # Answers 0 for each key whose charge is gone: its writer was taken for dead.
 SETTLE = (
-    _CHARGES
+    _NOW
+    + _CHARGES
     + """
 local answers = {}
 local first = 2 + 2 * ARGV[1]
@@ -73,6 +75,7 @@ for i = first, #ARGV, 2 do
     if ARGV[i + 1] == '1' then
       stored = 1
       redis.call('RPUSH', KEYS[3], ARGV[i])
+      redis.call('ZADD', KEYS[4], now, ARGV[i])
     end
     if writers == 0 and stored == 0 then
       redis.call('HDEL', KEYS[1], ARGV[i])
@@ -92,7 +95,19 @@ return answers
 """
 )
 
-# KEYS: charges, account, gone. ARGV: reason, most names remembered; key, the charge as it was read or '' for any ...
+# KEYS: account, used. ARGV: number of counts n, n times (name, more), then keys of blocks that were read ...
+NOTE_FETCH = (
+    _NOW
+    + """
+local first = 2 + 2 * ARGV[1]
+for i = 2, first - 1, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = first, #ARGV do redis.call('ZADD', KEYS[2], 'XX', now, ARGV[i]) end
+return 0
+"""
+)
+
+# KEYS: charges, account, gone, used.
+# ARGV: reason, most names remembered; then key, the charge as it was read or '' for any ...
 # Refunds blocks that are no more and remembers why. Answers 1 for each one refunded.
 FORGET = (
     _NOW
@@ -105,6 +120,7 @@ for i = 3, #ARGV, 2 do
   if size and same then
     redis.call('HDEL', KEYS[1], ARGV[i])
     used = used - size
+    redis.call('ZREM', KEYS[4], ARGV[i])
     redis.call('ZADD', KEYS[3], now, ARGV[1] .. ' ' .. ARGV[i])
     redis.call('HINCRBY', KEYS[2], 'gone_' .. ARGV[1], 1)
     answers[#answers + 1] = 1
@@ -134,6 +150,21 @@ else
 end
 redis.call('HINCRBY', KEYS[2], 'miss_' .. reason, 1)
 return reason
+"""
+
+# KEYS: charges, used. ARGV: most keys. Answers key, instant of last use, charge ... least recently used first.
+OLDEST = """
+local answers = {}
+local oldest = redis.call('ZRANGE', KEYS[2], 0, ARGV[1] - 1, 'WITHSCORES')
+for i = 1, #oldest, 2 do
+  local charge = redis.call('HGET', KEYS[1], oldest[i])
+  if charge then
+    for _, word in ipairs({oldest[i], oldest[i + 1], charge}) do answers[#answers + 1] = word end
+  else
+    redis.call('ZREM', KEYS[2], oldest[i])
+  end
+end
+return answers
 """
 
 # KEYS: a list. ARGV: most keys. Takes keys from its head.
