@@ -3,6 +3,8 @@
 Buckets start lower than vLLM's: a small model on a CPU steps in milliseconds.
 """
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from fabric.ledger import Transfer
@@ -89,6 +91,20 @@ class WorkerMetrics:
             [*self._labels, "direction"],
             registry=self.registry,
         )
+
+    def watch(
+        self,
+        *,
+        running: Callable[[], float],
+        waiting: Callable[[], float],
+        usage: Callable[[], float],
+        idle_blocks: Callable[[], float],
+    ) -> None:
+        """Read the gauges when they are asked for instead of setting them every step."""
+        self.num_requests_running.set_function(running)
+        self.num_requests_waiting.set_function(waiting)
+        self.kv_cache_usage_perc.set_function(usage)
+        self.kv_blocks_idle.set_function(idle_blocks)
 
     def stepped(self, num_rows: int, seconds: float) -> None:
         """An engine step was run."""

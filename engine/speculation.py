@@ -19,12 +19,13 @@ MAX_DRAFT = 8
 """Guessed tokens of one sequence in one step."""
 MAX_DRAFT_ROWS = 16
 """Guessed tokens of all sequences in one step."""
-MIN_GAIN = 1.03
+MIN_GAIN = 1.05
 """Expected tokens per second with drafts over those without, from which on it is worth it."""
 PROBE_EVERY = 24
 """A sequence whose guesses did not pay tries one token again after so many missed occasions."""
 _MEMORY = 0.9
-_START_RIGHT, _START_TRIED = 1.2, 2.0
+_START_RIGHT, _START_TRIED = 1.0, 2.0
+_FIRST_REACH = 2
 _COST_WEIGHT = 0.1
 _SURE_AFTER = 3
 _FORGET_AFTER = 512
@@ -49,6 +50,8 @@ class Guesser:
         self._right = _START_RIGHT
         self._tried = _START_TRIED
         self._num_passed_over = 0
+        self.reach = _FIRST_REACH
+        """Longest draft for now: it doubles with each draft that was right to the end and shrinks to what was right."""
 
     @property
     def probability(self) -> float:
@@ -71,6 +74,7 @@ class Guesser:
         self._right = _MEMORY * self._right + num_right
         self._tried = _MEMORY * self._tried + tried
         self._num_passed_over = 0
+        self.reach = min(2 * self.reach, MAX_DRAFT) if num_right == num_drafted else num_right + 1
 
     def pass_over(self) -> bool:
         """Note a guess that was not worth a row; whether it is time to try one all the same."""
@@ -148,7 +152,7 @@ class Drafter:
         guesses = []
         for work in decoding:
             if work.guesser is not None and work.num_draftable > 0:
-                guess = work.guesser.guess(work.tokens, min(MAX_DRAFT, work.num_draftable))
+                guess = work.guesser.guess(work.tokens, min(work.guesser.reach, work.num_draftable))
                 if guess:
                     guesses.append((work, work.guesser, guess))
         if not guesses:

@@ -118,6 +118,12 @@ class Worker:
         self._closing: dict[Sequence, float] = {}
         self._outbox: defaultdict[str, list[FromWorker]] = defaultdict(list)
         self._is_stopped = False
+        metrics.watch(
+            running=lambda: self.load().running,
+            waiting=lambda: self.load().waiting,
+            usage=lambda: self._blocks.num_used / num_blocks,
+            idle_blocks=lambda: self._blocks.num_idle,
+        )
 
     # For other threads.
 
@@ -173,7 +179,6 @@ class Worker:
         busy |= self._admit()
         busy |= self._step(self._plan())
         self._send()
-        self._measure()
         return busy
 
     def _wait(self) -> None:
@@ -426,13 +431,6 @@ class Worker:
 
     def _emit(self, sequence: Sequence, event: FromWorker) -> None:
         self._outbox[sequence.link].append(event)
-
-    def _measure(self) -> None:
-        load = self.load()
-        self.metrics.num_requests_running.set(load.running)
-        self.metrics.num_requests_waiting.set(load.waiting)
-        self.metrics.kv_cache_usage_perc.set(load.kv_blocks_used / load.kv_blocks_total)
-        self.metrics.kv_blocks_idle.set(self._blocks.num_idle)
 
 
 def _tokens(sequence: Sequence, taken: list[Sampled]) -> Tokens:

@@ -1,6 +1,6 @@
 import pytest
 
-from engine.speculation import MAX_DRAFT, PROBE_EVERY, Drafter, Guesser, StepCosts, accepted
+from engine.speculation import PROBE_EVERY, Drafter, Guesser, StepCosts, accepted
 from tests.engine.fakes import Bench, expected
 
 
@@ -66,9 +66,14 @@ def test_cheap_rows_are_drafted_and_dear_ones_are_not() -> None:
     drafter.costs = costs({1: 0.010, 9: 0.0101})
     work = Item([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3])
     drafter.propose([work])
-    # At 60 % each, rows that cost next to nothing are worth it to the last one.
-    assert work.draft == [4, 5, 6, 7, 8, 9, 10, 1][:MAX_DRAFT]
-    # A row that costs as much as a step gains less than it takes: (1 + 0.6) / 2 < 1.
+    # Rows that cost next to nothing are worth it to the last one; drafts begin short and double while they are right.
+    assert work.draft == [4, 5]
+    for length in (4, 8, 8):
+        assert work.guesser is not None
+        work.guesser.learn(len(work.draft), len(work.draft))
+        drafter.propose([work])
+        assert work.draft == [4, 5, 6, 7, 8, 9, 10, 1][:length]
+    # A row that costs as much as a step gains less than it takes, however sure: (1 + 0.99) / 2 < 1.
     drafter.costs = costs({1: 0.010, 2: 0.020, 9: 0.090})
     work.draft = []
     drafter.propose([work])
@@ -99,7 +104,7 @@ def test_the_surer_sequence_gets_the_rows() -> None:
     assert unsure.guesser is not None
     for _ in range(10):
         sure.guesser.learn(8, 8)
-        unsure.guesser.learn(8, 1)
+        unsure.guesser.learn(8, 0)
     drafter.propose([sure, unsure])
     assert len(sure.draft) > len(unsure.draft) == 0
 
