@@ -5,8 +5,12 @@ from typing import Annotated
 
 import typer
 
+from app.bench.cli import bench_app
 from app.evaluate.cli import eval_app
 from app.models.cli import models_app
+from app.pool_cli import pool_app
+from app.twin.cli import twin_app
+from app.twin.fabric_cli import fabric_app
 
 app = typer.Typer(
     name="cloudmatrix",
@@ -15,7 +19,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.add_typer(models_app, name="models")
+for sub_app, name in (
+    (models_app, "models"),
+    (bench_app, "bench"),
+    (eval_app, "eval"),
+    (pool_app, "pool"),
+    (fabric_app, "fabric"),
+    (twin_app, "twin"),
+):
+    app.add_typer(sub_app, name=name)
 app.add_typer(eval_app, name="eval")
 
 MIB = 1 << 20

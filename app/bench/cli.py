@@ -1,0 +1,8 @@
+"""`cloudmatrix bench`: how fast the engine and the service are on this machine."""
+
+import typer
+
+from app.bench.load_cli import load
+
+bench_app = typer.Typer(help="Measure the engine and the service on this machine.", no_args_is_help=True)
+bench_app.command()(load)
