@@ -28,7 +28,6 @@ for sub_app, name in (
     (twin_app, "twin"),
 ):
     app.add_typer(sub_app, name=name)
-app.add_typer(eval_app, name="eval")
 
 MIB = 1 << 20
 

@@ -32,8 +32,10 @@ class Service:
 
     @property
     def noted(self) -> dict[str, Any]:
-        """What the service says of itself in its folder."""
+        """What the service says of itself in its folder. Raises KeyError while that is still its predecessor's."""
         noted: dict[str, Any] = json.loads((self.data_dir / "service.json").read_text())
+        if noted["pid"] != self.process.pid:
+            raise KeyError("pid")
         return noted
 
     @property
