@@ -79,7 +79,7 @@ def _pareto(scenario: Scenario) -> dict[str, str]:
             [p[2] for p in points],
             "o-",
             color=colour,
-            label=plane.upper(),
+            label={"ub": "UB", "roce": "RoCE"}[plane],
             ms=4,
         )
         for batch, tpot_s, rate in points[2::3]:
