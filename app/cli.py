@@ -11,6 +11,7 @@ from app.models.cli import models_app
 from app.pool_cli import pool_app
 from app.twin.cli import twin_app
 from app.twin.fabric_cli import fabric_app
+from engine.protocol import Role
 
 app = typer.Typer(
     name="cloudmatrix",
@@ -98,7 +99,7 @@ def up(
 
 @app.command()
 def worker(
-    role: Annotated[str, typer.Option(help="prefill, decode or both.")],
+    role: Annotated[Role, typer.Option(help="What it does.")],
     redis: Annotated[
         str, typer.Option(envvar=_env("REDIS_URL"), help="Where the workers meet and share KV.")
     ],

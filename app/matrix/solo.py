@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 from app.matrix.placement import place
 from app.models import catalogue
@@ -42,12 +42,9 @@ def compile_kernels() -> None:
 
 
 def run_worker(
-    role: str, index: int, model: str, redis_url: str, host: str, threads: int, kv_memory_bytes: int
+    role: Role, index: int, model: str, redis_url: str, host: str, threads: int, kv_memory_bytes: int
 ) -> NoReturn:
-    """Fetch the model, compile the kernels and become the worker. Raises ValueError for a role that is none."""
-    roles = get_args(Role)
-    if role not in roles:
-        raise ValueError(f"--role {role!r}: one of {', '.join(roles)} is needed")
+    """Fetch the model, compile the kernels and become the worker."""
     entry = catalogue.pull(model)
     compile_kernels()
     address = socket.gethostbyname(socket.gethostname()) if host == "auto" else host
