@@ -16,6 +16,7 @@ from app.api.models import models_router
 from app.api.ops import ops_router
 from app.api.requests import requests_router
 from app.api.sse import Pulse
+from app.api.tokens import tokens_router
 from app.api.workers import workers_router
 from app.metrics import GatewayMetrics
 from app.models import catalogue
@@ -24,6 +25,7 @@ from app.requests.history import History
 from app.requests.served import ServedModel
 from app.routing.dispatcher import Dispatcher
 from app.routing.link import Connect, open_websocket
+from app.routing.scorers import warm_link_costs
 from app.routing.workers import DirectoryReader, Workers
 from app.settings import Settings
 from app.text import load_text
@@ -77,6 +79,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        warm_link_costs()
         tasks = [asyncio.create_task(part.run()) for part in (workers, dispatcher, pulse)]
         try:
             yield
@@ -94,6 +97,7 @@ def create_app(
     app.include_router(chat_router(desk))
     app.include_router(completions_router(desk))
     app.include_router(models_router(desk))
+    app.include_router(tokens_router(desk))
     app.include_router(requests_router(history))
     app.include_router(workers_router(workers, memory_pool, client))
     install_error_handlers(app)

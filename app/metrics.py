@@ -150,6 +150,23 @@ class GatewayMetrics:
         )
         self._e2e = self._histogram("vllm:e2e_request_latency_seconds", "Arrival to last byte.", REQUEST_S)
         self._decode = self._histogram("vllm:request_decode_time_seconds", "First to last token.", REQUEST_S)
+        self._queue = self._histogram("vllm:request_queue_time_seconds", "Waiting on workers.", REQUEST_S)
+        self._prefill = self._histogram("vllm:request_prefill_time_seconds", "Prefill on workers.", REQUEST_S)
+        self._inference = self._histogram(
+            "vllm:request_inference_time_seconds", "Prefill and decode on workers.", REQUEST_S
+        )
+        self._publish = self._histogram(
+            "cloudmatrix_request_publish_seconds", "Waiting for KV to reach the pool.", TOKEN_S
+        )
+        self._fetch = self._histogram(
+            "cloudmatrix_request_fetch_seconds", "Waiting for KV from the pool.", TOKEN_S
+        )
+        self._modelled = Counter(
+            "cloudmatrix_request_transfer_modelled_seconds",
+            "Modelled seconds of the KV moved for requests, by plane; not measured.",
+            ["plane"],
+            registry=self.registry,
+        )
         self._prompt = self._histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
         self._generated = self._histogram(
             "vllm:request_generation_tokens", "Output tokens of a request.", TOKENS
@@ -200,6 +217,18 @@ class GatewayMetrics:
             self._success.labels(*labels, reason).inc()
         for transfer in record.transfers:
             self._moved.labels(transfer.kind).inc(transfer.num_bytes)
+            self._modelled.labels("ub").inc(transfer.ub_s)
+            self._modelled.labels("roce").inc(transfer.roce_s)
+        for histogram, phases in (
+            (self._queue, ("queue",)),
+            (self._prefill, ("prefill",)),
+            (self._inference, ("prefill", "decode")),
+            (self._publish, ("publish",)),
+            (self._fetch, ("fetch",)),
+        ):
+            seconds = record.seconds_in(*phases)
+            if seconds is not None:
+                histogram.labels(*labels).observe(seconds)
         if record.first_token_at is not None:
             self._ttft.labels(*labels).observe(record.first_token_at - record.arrived_at)
             decode_s = record.ended_at - record.first_token_at

@@ -139,7 +139,15 @@ _OWN_REFUSED = [name for name in Refused.__struct_fields__ if name not in Hints.
 REFUSED_FIELDS: dict[type[Struct], tuple[str, ...]] = {
     ChatRequest: (
         *_OWN_REFUSED,
-        *("tools", "functions", "audio", "prediction", "web_search_options", "continue_final_message", "echo"),
+        *(
+            "tools",
+            "functions",
+            "audio",
+            "prediction",
+            "web_search_options",
+            "continue_final_message",
+            "echo",
+        ),
     ),
     CompletionRequest: (*_OWN_REFUSED, "suffix", "echo", "prompt_embeds", "response_format"),
 }

@@ -198,7 +198,7 @@ class Generation:
             record.end("failed", now, "internal error")
         generator.dispatcher.release()
         generator.history.end(record)
-        generator.metrics.observe(record, self.order)
+        record.when_reported(lambda: generator.metrics.observe(record, self.order))
 
     def _note_tokens(self, choice: int, num_tokens: int) -> None:
         now = time.monotonic()

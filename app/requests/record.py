@@ -6,6 +6,7 @@ before each phase. Work that a worker went on with after the answer had ended is
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -80,6 +81,7 @@ class RequestRecord:
 
     __slots__ = (
         "_all_reported",
+        "_when_reported",
         "arrived_at",
         "attempts",
         "cached_tokens",
@@ -123,6 +125,7 @@ class RequestRecord:
         self.attempts = 0
         self.num_open_legs = 0
         self._all_reported: asyncio.Event | None = None
+        self._when_reported: Callable[[], None] | None = None
         self.num_retries = 0
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
@@ -148,8 +151,21 @@ class RequestRecord:
     def end_leg(self) -> None:
         """A worker reported, declined or was lost."""
         self.num_open_legs -= 1
-        if self.num_open_legs == 0 and self._all_reported is not None:
-            self._all_reported.set()
+        if self.num_open_legs == 0:
+            if self._all_reported is not None:
+                self._all_reported.set()
+            self._call_when_reported()
+
+    def when_reported(self, call: Callable[[], None]) -> None:
+        """Call once, as soon as the answer has ended and no worker owes a report."""
+        self._when_reported = call
+        if self.num_open_legs == 0:
+            self._call_when_reported()
+
+    def _call_when_reported(self) -> None:
+        call, self._when_reported = self._when_reported, None
+        if call is not None:
+            call()
 
     async def reported(self) -> None:
         """Wait until no worker owes a report."""
@@ -162,6 +178,11 @@ class RequestRecord:
         """The answer is over; the first end counts."""
         if self.ended_at is None:
             self.status, self.ended_at, self.error = status, now, error
+
+    def seconds_in(self, *phases: str) -> float | None:
+        """Time the first choice spent in these phases on workers; None while no worker has said."""
+        times = [row[2] for row in self.phases if row[0] in phases and row[3] != "gateway" and row[4] == 0]
+        return sum(times) if times else None
 
     def view(self) -> RecordView:
         """The record now."""

@@ -64,7 +64,8 @@ class ServedModel:
         """Raises InvalidRequestError for ids outside the vocabulary."""
         if max(tokens) >= self.entry.vocab_size:
             raise InvalidRequestError(
-                f"{param}: token ids must be below the vocabulary's size, {self.entry.vocab_size}", param=param
+                f"{param}: token ids must be below the vocabulary's size, {self.entry.vocab_size}",
+                param=param,
             )
 
     def max_tokens(self, num_prompt_tokens: int, wanted: int | None, default: int | None, param: str) -> int:

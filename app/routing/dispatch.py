@@ -150,9 +150,12 @@ class Dispatch:
         if self.is_over or self._next is None or self._parked_at is None:
             self.dispatcher.unpark(self)
             return
-        again, parked_at = self._next, self._parked_at
+        again, parked_at, now = self._next, self._parked_at, self.dispatcher.clock()
         self.dispatcher.unpark(self)
-        if self.dispatcher.clock() - parked_at >= self.dispatcher.failover_s:
+        if self.work.deadline_at is not None and now >= self.work.deadline_at and not self.generated:
+            self._fail(DeadlineError("the caller's own time limit passed before a worker was free"))
+            return
+        if now - parked_at >= self.dispatcher.failover_s:
             self._fail(self._refusal())
             return
         self._avoid.clear()
@@ -239,9 +242,7 @@ class Dispatch:
     def _on_failed(self, leg: _Leg, event: Failed) -> None:
         leg.prompt_is_done()
         if event.code == "expired":
-            self._fail(
-                DeadlineError("the request waited longer than its caller does", code="deadline_exceeded")
-            )
+            self._fail(DeadlineError("the request waited longer than its caller does"))
         elif event.code == "too_long":
             self._fail(ContextLengthError(event.message, param="messages"))
         elif event.code == "internal":

@@ -61,6 +61,7 @@ class Gateway:
     pool: FakePool
     http: httpx.AsyncClient
     sdk: openai.AsyncOpenAI
+    server: uvicorn.Server
 
     async def until_ready(self, status: int = 200) -> None:
         deadline = time.monotonic() + 10
@@ -108,7 +109,7 @@ async def serving(
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20, trust_env=False))
         sdk = openai.AsyncOpenAI(base_url=url + "/v1", api_key="unused", max_retries=0)
         stack.push_async_callback(sdk.close)
-        gateway = Gateway(url, app, list(workers), directory, pool, http, sdk)
+        gateway = Gateway(url, app, list(workers), directory, pool, http, sdk, server)
         deadline = time.monotonic() + 10
         while not server.started:
             assert time.monotonic() < deadline

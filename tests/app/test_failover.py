@@ -209,3 +209,28 @@ async def test_the_callers_own_limit_goes_to_the_worker(served: Any) -> None:
         assert second is not None
         assert 29 < first <= 30
         assert 4 < second <= 5
+
+
+async def test_shutting_down_lets_answers_end(served: Any) -> None:
+    workers = disaggregated(step_s=0.005)
+    async with serving(served, workers) as gateway:
+        stream = await gateway.sdk.completions.create(model=MODEL, prompt=PROMPT, max_tokens=60, stream=True)
+        chunks = [await anext(stream)]
+        gateway.server.should_exit = True
+        chunks += [chunk async for chunk in stream]
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert "".join(chunk.choices[0].text for chunk in chunks) == expected(served, 60)
+
+
+async def test_nobody_waits_longer_than_the_caller(served: Any) -> None:
+    def full(submit: Submit) -> Failed:
+        return Failed(request_id=submit.request_id, code="overloaded", message="full")
+
+    async with serving(served, disaggregated(refuse=full), failover_s=30) as gateway:
+        began = time.monotonic()
+        with pytest.raises(openai.InternalServerError) as caught:
+            await complete(gateway, extra_headers={"x-request-timeout": "0.3"})
+        assert caught.value.status_code == 504
+        assert caught.value.code == "deadline_exceeded"
+        assert caught.value.response.headers["x-should-retry"] == "false"
+        assert 0.3 <= time.monotonic() - began < 5

@@ -1,11 +1,13 @@
 """The unmodified `openai` package against a running gateway; echo workers answer with the prompt's own tokens."""
 
+import asyncio
 from typing import Any
 
 import openai
 import pytest
 
-from tests.app.conftest import MODEL, Gateway
+from app.requests.served import ServedModel
+from tests.app.conftest import MODEL, Gateway, serving
 from tests.app.echo_worker import EchoWorker
 
 ALPHABET = "a b c d e f g h"
@@ -179,12 +181,9 @@ async def test_models_are_listed_with_their_context(gateway: Gateway) -> None:
     assert caught.value.code == "model_not_found"
 
 
-async def test_two_hundred_streams_at_once(served: Any) -> None:
-    from tests.app.conftest import serving
-
+async def test_two_hundred_streams_at_once(served: ServedModel) -> None:
     workers = [EchoWorker("prefill-0", "prefill"), EchoWorker("decode-0", "decode", step_s=0.002)]
     async with serving(served, workers) as gateway:
-        import asyncio
 
         async def one(number: int) -> str:
             stream = await gateway.sdk.completions.create(

@@ -1,10 +1,13 @@
 """Every way to fail has one shape: OpenAI's envelope, naming the field, and the service goes on."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
+from app.gateway import ConfigurationError, create_app
+from app.settings import Settings
 from tests.app.conftest import MODEL, Gateway, disaggregated, serving
 
 CHAT = "/v1/chat/completions"
@@ -202,8 +205,6 @@ async def test_admission_is_bounded(served: Any) -> None:
     async with serving(served, workers, max_in_flight=1) as gateway:
         workers[0].is_held = True
         stream = gateway.http.stream("POST", CHAT, json=chat(stream=True))
-        import asyncio
-
         first = asyncio.create_task(gateway.http.post(CHAT, json=chat()))
         while not workers[0].submits:
             await asyncio.sleep(0.005)
@@ -229,8 +230,5 @@ async def test_keys(served: Any) -> None:
 
 
 def test_others_may_not_call_without_keys(served: Any) -> None:
-    from app.gateway import ConfigurationError, create_app
-    from app.settings import Settings
-
     with pytest.raises(ConfigurationError, match="CLOUDMATRIX_API_KEYS"):
         create_app(Settings(host="0.0.0.0"), models={served.id: served})
