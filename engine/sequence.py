@@ -83,7 +83,8 @@ class Sequence:
     local_tokens: int = 0
     fetched_tokens: int = 0
     computed_tokens: int = 0
-    num_preemptions: int = 0
+    num_accounted: int = 0
+    """Leading tokens whose KV is counted as local, fetched or computed."""
     generated_counts: Counter[int] | None = None
     """How often each token was generated; kept only when a penalty asks for it."""
     prompt_set: frozenset[int] | None = None

@@ -268,7 +268,6 @@ class WorkerService:
             log.exception("the engine thread died")
             self.failure = error
             _call_soon(loop, self.ended.set)
-            raise
 
     def _on_message(self, link: str, message: Submit | Cancel | Prefetch, received_at: float) -> None:
         worker = self._worker

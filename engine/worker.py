@@ -18,6 +18,7 @@ import queue
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 CLOSING_S = 1.0
 """How long a finished request's report waits for its last published blocks."""
+ATTENDED_ROWS = 8
+"""Steps of fewer rows are over before handing them to another thread would pay."""
 _TICK_S = 0.05
 """How often an idle loop looks at the clock while something can time out."""
 
@@ -60,11 +63,15 @@ class _LinkClosed:
     link: str
 
 
+class _StepDone:
+    pass
+
+
 class _Stop:
     pass
 
 
-_Message = Sequence | _Cancel | _Prefetch | _LinkClosed | Job | _Stop
+_Message = Sequence | _Cancel | _Prefetch | _LinkClosed | Job | _StepDone | _Stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +125,9 @@ class Worker:
         self._closing: dict[Sequence, float] = {}
         self._outbox: defaultdict[str, list[FromWorker]] = defaultdict(list)
         self._is_stopped = False
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="step")
+        self._in_step: set[Sequence] = set()
+        self._late: list[Sequence] = []
         metrics.watch(
             running=lambda: self.load().running,
             waiting=lambda: self.load().waiting,
@@ -170,7 +180,12 @@ class Worker:
         while not self._is_stopped:
             if not self.turn():
                 self._wait()
+        self.close()
+
+    def close(self) -> None:
+        """End the threads that work for the loop."""
         self._handoff.close()
+        self._computing.shutdown()
 
     def turn(self) -> bool:
         """One round of the loop; whether there was anything to do."""
@@ -228,11 +243,12 @@ class Worker:
         if not plan.slots:
             return bool(plan.preempted)
         try:
-            outcomes = run_step(self._forward, plan)
+            outcomes = self._compute(plan)
         except Exception as error:
             log.exception("a step of %d sequences failed", len(plan.slots))
             for slot in plan.slots:
                 self._fail(slot.work, "internal", f"the engine failed: {error}")
+            self._late.clear()
             return True
         now = self._clock()
         self._scheduler.step_time.observe(
@@ -243,7 +259,29 @@ class Worker:
         self.metrics.stepped(plan.num_decode + plan.num_prefill, now - started_at)
         for outcome in outcomes:
             self._take_in(outcome, now)
+        self._abort_late()
         return True
+
+    def _compute(self, plan: Plan[Sequence]) -> list[Outcome]:
+        """Run a step. While a long one is computed messages are attended to, so that KV moves and handoffs leave."""
+        if plan.num_decode + plan.num_prefill < ATTENDED_ROWS:
+            return run_step(self._forward, plan)
+        computing = self._computing.submit(run_step, self._forward, plan)
+        computing.add_done_callback(lambda _: self._inbox.put(_StepDone()))
+        self._in_step = {slot.work for slot in plan.slots}
+        while not computing.done():
+            self._take(self._inbox.get())
+            self._admit()
+            self._send()
+        self._in_step = set()
+        return computing.result()
+
+    def _abort_late(self) -> None:
+        """Cancel what was to be cancelled while a step computed it."""
+        late, self._late = self._late, []
+        for sequence in late:
+            if sequence.status is not Status.OVER:
+                self._abort(sequence)
 
     def _send(self) -> None:
         if self._outbox:
@@ -269,6 +307,8 @@ class Worker:
                 self._handoff.forget_link(message.link)
                 for sequence in [s for s in self._sequences.values() if s.link == message.link]:
                     self._abort(sequence)
+            case _StepDone():
+                pass  # it has done its work by waking the loop
             case _Stop():
                 self._is_stopped = True
 
@@ -323,6 +363,7 @@ class Worker:
                 sequence.num_published, sequence.num_computed // self._blocks.block_tokens
             )
         sequence.fetched_tokens = sequence.num_computed - before
+        sequence.num_accounted = sequence.num_computed
         decodes = sequence.num_uncomputed == 1 and sequence.num_generated
         sequence.timeline.enter("decode" if decodes else "prefill", self._clock())
 
@@ -348,6 +389,9 @@ class Worker:
         if self._drafter is not None and slot.num_draft:
             self._drafter.learn(sequence, slot.num_draft, len(outcome.sampled) - 1)
             self.metrics.drafted(slot.num_draft, len(outcome.sampled) - 1)
+        # Between two steps it moves on only over blocks that another sequence computed.
+        sequence.local_tokens += first - sequence.num_accounted
+        sequence.num_accounted = first + num_rows
         sequence.computed_tokens += max(0, min(first + num_rows, num_given) - first)
         if sequence.phase == "prefill":
             self._publish_progress(sequence)
@@ -410,6 +454,10 @@ class Worker:
         self.metrics.finished(reason or "handoff")
 
     def _abort(self, sequence: Sequence) -> None:
+        if sequence in self._in_step:
+            # The kernels write to its blocks at this moment.
+            self._late.append(sequence)
+            return
         self._scheduler.remove(sequence)
         sequence.finish_reason = "abort"
         self._end(sequence)

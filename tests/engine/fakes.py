@@ -258,7 +258,7 @@ class Bench:
         self.blocks.check_integrity([])
 
     def close(self) -> None:
-        self.handoff.close()
+        self.worker.close()
 
     def _deliver(self, outbox: dict[str, list[FromWorker]]) -> None:
         for events in outbox.values():

@@ -255,7 +255,6 @@ async def test_a_dead_engine_ends_the_process(running: Running, monkeypatch: pyt
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(running.service._worker, "_send", broken)
-    monkeypatch.setattr("threading.excepthook", lambda _: None)
     async with link(running) as socket:
         await socket.send(encode([submit("r")]))
         await asyncio.wait_for(running.service.ended.wait(), 5)

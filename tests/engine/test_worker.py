@@ -145,6 +145,8 @@ def test_simultaneous_requests_compute_a_common_prefix_once(make_bench: MakeBenc
     for i in range(6):
         assert bench.tokens(f"r{i}") == expected([*prompt(24), i], 1)
     assert bench.model.num_rows == 25 + 5
+    reports = [bench.report(f"r{i}") for i in range(6)]
+    assert [(r.cached_tokens, r.computed_tokens) for r in reports] == [(0, 25)] + [(24, 1)] * 5
 
 
 def test_a_conversation_finds_its_answer_cached(make_bench: MakeBench) -> None:
