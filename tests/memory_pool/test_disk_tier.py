@@ -63,6 +63,14 @@ def test_a_disk_that_takes_nothing_is_a_counted_failure(tmp_path: Path) -> None:
     tier.delete("n", key(1))
 
 
+def test_a_write_that_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 100)
+    # The value can be written aside but not renamed onto a folder.
+    tier.path("n", key(1)).mkdir(parents=True)
+    assert not tier.write("n", key(1), b"x")
+    assert [path.name for path in tier.path("n", key(1)).parent.iterdir()] == [key(1).hex()]
+
+
 def test_a_namespace_is_purged_alone(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 100)
     tier.write("a", key(1), b"x")

@@ -92,14 +92,25 @@ def test_a_file_damaged_on_disk_is_a_miss_and_removed(
 
 
 def test_a_quota_makes_room_for_the_newest(client: PoolClient, keeper: Keeper) -> None:
-    books = keeper._books
-    books.set_quota("default", 20 * VALUE_BYTES)
+    keeper._books.set_quota("default", 20 * VALUE_BYTES)
     client.publish(puts_of(tokens_of(20)))
     keeper.run_pass()
     # 20 of 20 blocks are over the high mark of 18, so room is made down to 85 %: 17 blocks.
     assert client.statistics().namespaces["default"].blocks == 17
     assert client.statistics().namespaces["default"].evictions == 3
     assert all(result.ok for result in client.publish(puts_of(tokens_of(3, first=500))))
+
+
+def test_what_was_fetched_lately_outlives_what_was_not(client: PoolClient, keeper: Keeper) -> None:
+    keeper._books.set_quota("default", 20 * VALUE_BYTES)
+    puts = puts_of(tokens_of(20))
+    for put in puts:
+        client.publish([put])
+    assert client.fetch(fetches_of(puts[:2]))[0].ok
+    keeper.run_pass()
+    # Three go (see above): the oldest that were not read since.
+    left = {charge.key for charge in keeper._books.charges("default")}
+    assert [put.key in left for put in puts[:6]] == [True, True, False, False, False, True]
 
 
 def test_dram_is_evicted_by_watermark_and_held_blocks_stay(own_redis: RedisServer) -> None:
