@@ -4,17 +4,18 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.schemas import ChosenLogprob, Sampling
+from app.api.schemas import ChosenLogprob, Sampling, Usage
 from app.api.sse import ChunkFormat, EventStream, Pulse, watch_disconnect
 from app.errors import GatewayError, InternalError, InvalidRequestError, ModelNotFoundError
 from app.metrics import GatewayMetrics
-from app.requests.generation import Generation, Generator, Order
+from app.requests.generation import Generation, Generator
 from app.requests.mailbox import Abandoned
 from app.requests.record import RequestRecord
 from app.requests.served import ServedModel
@@ -108,23 +109,38 @@ async def stream_answer(
     )
 
 
-async def collect(request: Request, generation: Generation) -> list[WholeAnswer]:
-    """All choices, whole. The caller ends the generation. Raises Abandoned when the client leaves first."""
-    answers = [WholeAnswer() for _ in generation.choices]
+async def whole_answer(
+    request: Request, generation: Generation, assemble: Callable[[list[WholeAnswer], Usage], object]
+) -> Response:
+    """The answer in one piece, in the shape that `assemble` gives it; ends the generation, whatever happens."""
     watcher = asyncio.create_task(watch_disconnect(request.receive, generation.mailbox))
     try:
-        async for pieces in generation.pieces():
-            for piece in pieces:
-                answer = answers[piece.choice]
-                answer.text += piece.text
-                if piece.logprobs is not None:
-                    answer.logprobs = (answer.logprobs or []) + piece.logprobs
-                if piece.finish_reason is not None:
-                    answer.finish_reason = piece.finish_reason
+        answers = await _collect(generation)
+        usage = await generation.usage()
+    except Abandoned as left:
+        generation.end(left)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    except BaseException as error:
+        generation.end(error)
+        raise
     finally:
         watcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watcher
+    generation.end()
+    return json_response(assemble(answers, usage))
+
+
+async def _collect(generation: Generation) -> list[WholeAnswer]:
+    answers = [WholeAnswer() for _ in generation.choices]
+    async for pieces in generation.pieces():
+        for piece in pieces:
+            answer = answers[piece.choice]
+            answer.text += piece.text
+            if piece.logprobs is not None:
+                answer.logprobs = (answer.logprobs or []) + piece.logprobs
+            if piece.finish_reason is not None:
+                answer.finish_reason = piece.finish_reason
     return answers
 
 
@@ -139,22 +155,3 @@ def describe_failure(error: BaseException) -> GatewayError:
 def json_response(value: object, status: int = 200) -> Response:
     """Any msgspec-encodable value as JSON."""
     return Response(msgspec.json.encode(value), status, media_type="application/json")
-
-
-def gone() -> Response:
-    """For a client that is no longer there."""
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-__all__ = [
-    "Abandoned",
-    "Desk",
-    "Order",
-    "WholeAnswer",
-    "collect",
-    "deadline_at",
-    "gone",
-    "json_response",
-    "new_record",
-    "stream_answer",
-]

@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from app.api.answers import Desk, collect, deadline_at, gone, json_response, new_record, stream_answer
+from app.api.answers import Desk, WholeAnswer, deadline_at, new_record, stream_answer, whole_answer
 from app.api.body import parse, read_body
 from app.api.openapi import json_body
 from app.api.schemas import (
@@ -25,7 +26,6 @@ from app.api.schemas import (
 from app.errors import InvalidRequestError, UnsupportedError
 from app.requests.choice import Piece
 from app.requests.generation import Generation, Order
-from app.requests.mailbox import Abandoned
 from app.requests.record import RequestRecord
 from app.requests.sampling import sampling_params, stop_strings
 from app.requests.served import ServedModel
@@ -123,32 +123,20 @@ def chat_router(desk: Desk) -> APIRouter:
             return await stream_answer(
                 desk, request, generation, ChatChunks(record, model, include_usage), include_usage
             )
-        return await whole(request, generation)
+        return await whole_answer(request, generation, partial(assemble, generation))
 
     return router
 
 
-async def whole(request: Request, generation: Generation) -> Response:
+def assemble(generation: Generation, answers: list[WholeAnswer], usage: Usage) -> ChatCompletion:
     """The answer in one piece."""
-    try:
-        answers = await collect(request, generation)
-        usage = await generation.usage()
-    except Abandoned as left:
-        generation.end(left)
-        return gone()
-    except BaseException as error:
-        generation.end(error)
-        raise
-    generation.end()
     choices = [
         ChatChoice(index, AnswerMessage(answer.text), answer.finish_reason, _logprobs(answer.logprobs))
         for index, answer in enumerate(answers)
     ]
     record, model = generation.record, generation.model
-    return json_response(
-        ChatCompletion(
-            completion_id(record), record.created, model.id, choices, usage, model.system_fingerprint
-        )
+    return ChatCompletion(
+        completion_id(record), record.created, model.id, choices, usage, model.system_fingerprint
     )
 
 

@@ -2,20 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from app.api.answers import (
-    Desk,
-    WholeAnswer,
-    collect,
-    deadline_at,
-    gone,
-    json_response,
-    new_record,
-    stream_answer,
-)
+from app.api.answers import Desk, WholeAnswer, deadline_at, new_record, stream_answer, whole_answer
 from app.api.body import parse, read_body
 from app.api.openapi import json_body
 from app.api.schemas import (
@@ -29,7 +21,6 @@ from app.api.schemas import (
 from app.errors import InvalidRequestError, UnsupportedError
 from app.requests.choice import Piece
 from app.requests.generation import Generation, Order
-from app.requests.mailbox import Abandoned
 from app.requests.record import RequestRecord
 from app.requests.sampling import sampling_params, stop_strings
 from app.requests.served import ServedModel
@@ -138,27 +129,17 @@ def completions_router(desk: Desk) -> APIRouter:
             return await stream_answer(
                 desk, request, generation, CompletionChunks(record, model, include_usage), include_usage
             )
-        return await whole(request, generation)
+        return await whole_answer(request, generation, partial(assemble, generation))
 
     return router
 
 
-async def whole(request: Request, generation: Generation) -> Response:
+def assemble(generation: Generation, answers: list[WholeAnswer], usage: Usage) -> Completion:
     """The answer in one piece."""
-    try:
-        answers = await collect(request, generation)
-        usage = await generation.usage()
-    except Abandoned as left:
-        generation.end(left)
-        return gone()
-    except BaseException as error:
-        generation.end(error)
-        raise
-    generation.end()
     record, model = generation.record, generation.model
     choices = [_choice(index, answer) for index, answer in enumerate(answers)]
-    return json_response(
-        Completion(completion_id(record), record.created, model.id, choices, usage, model.system_fingerprint)
+    return Completion(
+        completion_id(record), record.created, model.id, choices, usage, model.system_fingerprint
     )
 
 
