@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from engine.config import KVLayout, ModelConfig
 from engine.kernels import Progress, choose, step, tiles, warm
 from engine.kernels.attention import TILE_POSITIONS, scratch_bytes
-from engine.kernels.packing import LANES, PackedMatrix, aligned, pack
+from engine.kernels.packing import LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
+from engine.kernels.matmul import TILE_ROWS
 from engine.kernels.team import Team
 from engine.kv_cache import KVCache
 from engine.weights import ModelWeights, load_weights
@@ -106,7 +107,7 @@ class Model:
         The result is a reused buffer, valid until the next call. Releases the GIL. Raises ValueError when the batch
         does not fit together, its tokens the vocabulary, its blocks the cache or its positions the context.
         """
-        positions, row_blocks, tiles, tables = self._layout_rows(batch, cache)
+        positions, row_blocks, attention_tiles, tables = self._layout_rows(batch, cache)
         num_rows, num_logits = len(batch.tokens), len(batch.logit_rows)
         tokens = np.ascontiguousarray(batch.tokens, np.int32)
         logit_rows = np.ascontiguousarray(batch.logit_rows, np.int32)
@@ -122,10 +123,11 @@ class Model:
         plan[step.ROW_BLOCKS] = row_blocks.ctypes.data
         plan[step.NUM_LOGIT_ROWS] = num_logits
         plan[step.LOGIT_ROWS] = logit_rows.ctypes.data
-        plan[step.NUM_TILES] = len(tiles)
-        plan[step.TILES] = tiles.ctypes.data
+        plan[step.NUM_TILES] = len(attention_tiles)
+        plan[step.TILES] = attention_tiles.ctypes.data
+        # The plan points into these.
+        self._batch_arrays = (tokens, positions, row_blocks, logit_rows, attention_tiles, tables)
         step.run_step(self.isa, self._plan_address)
-        del tables  # the tiles point into it
         logits = self._held["logits"].view(np.float32).reshape(-1, self._logits_stride)
         return logits[:num_logits, : self.config.vocab_size]
 
@@ -162,7 +164,7 @@ class Model:
             raise ValueError(f"logit_rows: outside 0..{num_rows - 1}")
         if cache.layout != self.layout:
             raise ValueError(f"cache: layout {cache.layout}, this model's is {self.layout}")
-        tiles: list[tuple[int, int, int, int]] = []
+        found: list[tuple[int, int, int, int]] = []
         base, width = tables.ctypes.data, tables.shape[1]
         for s, count in enumerate(counts.tolist()):
             if not count:
@@ -172,7 +174,7 @@ class Model:
                 raise ValueError(
                     f"block_tables: sequence {s} names a block outside 0..{cache.num_blocks - 1}"
                 )
-            tiles += [
+            found += [
                 (
                     int(starts[s]) + at,
                     min(TILE_POSITIONS, count - at),
@@ -182,7 +184,7 @@ class Model:
                 for at in range(0, count, TILE_POSITIONS)
             ]
         row_blocks = np.ascontiguousarray(tables[sequence, positions // self.layout.block_tokens])
-        return positions, row_blocks, np.array(tiles, np.int64).reshape(-1, step.TILE_WORDS), tables
+        return positions, row_blocks, np.array(found, np.int64).reshape(-1, step.TILE_WORDS), tables
 
     def _hold(self, name: str, num_bytes: int) -> int:
         """A buffer that lives as long as the model (or until it is asked for again); its address."""
@@ -193,7 +195,7 @@ class Model:
     def _reserve(self, num_rows: int, num_logits: int, num_positions: int) -> None:
         """Grow the working memory to this step's size."""
         config, plan = self.config, self._plan
-        num_rows = -(-num_rows // tiles.TILE_ROWS) * tiles.TILE_ROWS
+        num_rows = -(-num_rows // TILE_ROWS) * TILE_ROWS
         if num_rows > self._num_rows:
             self._num_rows = num_rows
             heads_width = config.num_heads * config.head_dim
@@ -219,33 +221,25 @@ class Model:
             plan[step.ANGLES] = address
 
     def _pack(self, weights: ModelWeights) -> None:
-        config = self.config
-        tensors = weights.tensors
-        embedding = pack(_serve([tensors["token_embd"]]))
-        head = embedding if config.tied_embeddings else pack(_serve([tensors["output"]]))
-        self._matrices = [embedding] if head is embedding else [embedding, head]
-        records = np.zeros((config.num_layers, step.LAYER_WORDS), np.int64)
-        for layer in range(config.num_layers):
-            name = f"blk.{layer}."
-            qkv = pack(_serve([tensors[name + part] for part in ("attn_q", "attn_k", "attn_v")]))
-            output = pack(_serve([tensors[name + "attn_output"]]))
-            gate_up = pack(_serve([tensors[name + part] for part in ("ffn_gate", "ffn_up")]), interleave=True)
-            down = pack(_serve([tensors[name + "ffn_down"]]))
-            at = records[layer]
-            for start, matrix in (
-                (step.LAYER_QKV, qkv),
-                (step.LAYER_OUTPUT, output),
-                (step.LAYER_GATE_UP, gate_up),
-                (step.LAYER_DOWN, down),
-            ):
-                at[start : start + step.MATRIX_WORDS] = _record(matrix)
-                self._matrices.append(matrix)
-            at[step.ATTENTION_NORM] = self._hold_vector(tensors[name + "attn_norm"])
-            at[step.FEED_FORWARD_NORM] = self._hold_vector(tensors[name + "ffn_norm"])
-        self._records = records
-        self._ends = np.array([_record(embedding), _record(head)], np.int64)
+        config, tensors = self.config, weights.tensors
+        parts = [_serve([tensors[name] for name in names]) for names in _matrix_names(config)]
+        arena = Arena(sum(packed_bytes(part) for part in parts))
+        # Each source goes when its packed copy stands, so that converted weights never all exist twice.
+        self._matrices: list[PackedMatrix] = []
+        parts.reverse()
+        while parts:
+            part = parts.pop()
+            self._matrices.append(pack(part, arena, interleave=part[0].name.endswith("ffn_gate")))
+        num_ends = 1 if config.tied_embeddings else 2
+        self._ends = np.array([_record(self._matrices[0]), _record(self._matrices[num_ends - 1])], np.int64)
+        self._logits_stride = self._matrices[num_ends - 1].num_panels * LANES
+        self._records = np.zeros((config.num_layers, step.LAYER_WORDS), np.int64)
+        for layer, record in enumerate(self._records):
+            matrices = self._matrices[num_ends + 4 * layer : num_ends + 4 * layer + 4]
+            record[: 4 * step.MATRIX_WORDS] = [word for matrix in matrices for word in _record(matrix)]
+            record[step.ATTENTION_NORM] = self._hold_vector(tensors[f"blk.{layer}.attn_norm"])
+            record[step.FEED_FORWARD_NORM] = self._hold_vector(tensors[f"blk.{layer}.ffn_norm"])
         self._plan[step.OUTPUT_NORM] = self._hold_vector(tensors["output_norm"])
-        self._logits_stride = head.num_panels * LANES
 
     def _hold_vector(self, tensor: Tensor) -> int:
         address = self._hold(tensor.name, tensor.num_elements * 4)
@@ -301,6 +295,17 @@ def rotation_table(config: ModelConfig, num_positions: int) -> F32:
     table[:, 1, 0::2] = -np.sin(angles)
     table[:, 1, 1::2] = np.sin(angles)
     return table
+
+
+def _matrix_names(config: ModelConfig) -> list[tuple[str, ...]]:
+    """Which tensors make up which matrix: embedding, head, then per layer Q,K,V, output, gate and up, down."""
+    names: list[tuple[str, ...]] = (
+        [("token_embd",)] if config.tied_embeddings else [("token_embd",), ("output",)]
+    )
+    for layer in range(config.num_layers):
+        blocks = ("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",)
+        names += [tuple(f"blk.{layer}.{part}" for part in block) for block in blocks]
+    return names
 
 
 def _record(matrix: PackedMatrix) -> tuple[int, int, int, int, int]:

@@ -19,24 +19,33 @@ from engine.kernels.simd import F16_LANES, F32, F32_LANES, I64
 Builder = Any
 TILE_POSITIONS = 16
 BLOCK_TOKENS = 32
+WIDEN_ROWS = 8
+"""From this many rows on it pays to convert a block's K and V to 32 bits once."""
 MINUS_INFINITY = np.float32(-np.inf)
 ZERO = np.float32(0.0)
 ONE = np.float32(1.0)
 
 
+def _floats(builder: Builder, address: Any, size: int) -> Any:
+    """16 floats of `size` bytes each at an address, as 32-bit floats."""
+    if size == 4:
+        return simd.load(builder, address, F32_LANES, 64)
+    return builder.fpext(simd.load(builder, address, F16_LANES, 32), F32_LANES)
+
+
 @intrinsic(prefer_literal=True)
-def _scores(context, rows, queries, query_stride, keys, head_dim, scores):  # type: ignore[no-untyped-def]  # numba reads the names
+def _scores(context, rows, widened, queries, query_stride, keys, head_dim, scores):  # type: ignore[no-untyped-def]  # numba reads the names
     """scores[r][32] = Σ_d queries[r][d] · keys[d][32] in the order of d."""
-    count = rows.literal_value
+    count, size = rows.literal_value, 4 if widened.literal_value else 2
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, queries_, stride_, keys_, dims_, scores_ = args
+        _, _, queries_, stride_, keys_, dims_, scores_ = args
         zero = ir.Constant(F32_LANES, [0.0] * 16)
         accs = [[cgutils.alloca_once_value(b, zero) for _ in range(2)] for _ in range(count)]
         bases = [b.add(queries_, b.mul(stride_, ir.Constant(I64, r))) for r in range(count)]
         with cgutils.for_range(b, dims_) as loop:
-            at = b.add(keys_, b.mul(loop.index, ir.Constant(I64, 128)))
-            key = [simd.load(b, simd.offset(b, at, 64 * half), F32_LANES, 64) for half in range(2)]
+            at = b.add(keys_, b.mul(loop.index, ir.Constant(I64, BLOCK_TOKENS * size)))
+            key = [_floats(b, simd.offset(b, at, 16 * size * half), size) for half in range(2)]
             dim = b.mul(loop.index, ir.Constant(I64, 4))
             for r in range(count):
                 q = simd.splat(b, simd.load(b, b.add(bases[r], dim), F32, 4), F32_LANES)
@@ -47,20 +56,21 @@ def _scores(context, rows, queries, query_stride, keys, head_dim, scores):  # ty
                 simd.store(b, b.load(accs[r][half]), simd.offset(b, scores_, 128 * r + 64 * half))
         return c.get_dummy_value()
 
-    return types.none(rows, *[types.int64] * 5), codegen
+    return types.none(rows, widened, *[types.int64] * 5), codegen
 
 
 @intrinsic(prefer_literal=True)
-def _mix(context, rows, weights, values, num_tokens, head_dim, rescale, out):  # type: ignore[no-untyped-def]  # numba reads the names
+def _mix(context, rows, widened, weights, values, num_tokens, head_dim, rescale, out):  # type: ignore[no-untyped-def]  # numba reads the names
     """out[r] = out[r] · rescale[r] + Σ_t weights[r][t] · values[t], in the order of t."""
-    count = rows.literal_value
+    count, size = rows.literal_value, 4 if widened.literal_value else 2
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, weights_, values_, tokens_, dims_, rescale_, out_ = args
+        _, _, weights_, values_, tokens_, dims_, rescale_, out_ = args
         row_bytes = b.mul(dims_, ir.Constant(I64, 4))
         targets = [b.add(out_, b.mul(row_bytes, ir.Constant(I64, r))) for r in range(count)]
         with cgutils.for_range(b, b.sdiv(dims_, ir.Constant(I64, 32))) as column:
             shift = b.mul(column.index, ir.Constant(I64, 128))
+            first = b.mul(column.index, ir.Constant(I64, 32))
             accs = []
             for r in range(count):
                 factor = simd.splat(b, simd.load(b, simd.offset(b, rescale_, 4 * r), F32, 4), F32_LANES)
@@ -70,8 +80,9 @@ def _mix(context, rows, weights, values, num_tokens, head_dim, rescale, out):  #
                 for half in range(2):
                     b.store(old[half], accs[r][half])
             with cgutils.for_range(b, tokens_) as loop:
-                at = b.add(b.add(values_, shift), b.mul(loop.index, row_bytes))
-                value = [simd.load(b, simd.offset(b, at, 64 * half), F32_LANES, 64) for half in range(2)]
+                at = b.mul(b.add(b.mul(loop.index, dims_), first), ir.Constant(I64, size))
+                at = b.add(values_, at)
+                value = [_floats(b, simd.offset(b, at, 16 * size * half), size) for half in range(2)]
                 token = b.mul(loop.index, ir.Constant(I64, 4))
                 for r in range(count):
                     spot = simd.offset(b, b.add(weights_, token), 128 * r)
@@ -84,7 +95,7 @@ def _mix(context, rows, weights, values, num_tokens, head_dim, rescale, out):  #
                     simd.store(b, b.load(accs[r][half]), spot)
         return c.get_dummy_value()
 
-    return types.none(rows, *[types.int64] * 6), codegen
+    return types.none(rows, widened, *[types.int64] * 6), codegen
 
 
 @intrinsic
@@ -103,20 +114,32 @@ def _widen(context, source, count, target):  # type: ignore[no-untyped-def]  # n
 
 
 @inline
-def _softmax_row(row, last, scores, rescale, peaks, sums):  # type: ignore[no-untyped-def]  # int64 addresses
-    """One block of the online softmax: scores become weights; `last` is the row's last visible token in it."""
-    first = simd.keep_until(simd.load_f32(scores + row * 128), last, MINUS_INFINITY)
-    second = simd.keep_until(simd.load_f32(scores + row * 128 + 64), last - 16, MINUS_INFINITY)
-    old = simd.read_f32(peaks + row * 4)
-    peak = max(old, simd.largest(simd.larger(first, second)))
-    level = simd.splat_f32(peak)
-    first, second = simd.exp(first - level), simd.exp(second - level)
-    shrink = simd.exp(simd.splat_f32(old) - level)
-    simd.store_f32(sums + row * 64, simd.fma(simd.load_f32(sums + row * 64), shrink, first + second))
-    simd.write_f32(rescale + row * 4, simd.largest(shrink))
-    simd.write_f32(peaks + row * 4, peak)
-    simd.store_f32(scores + row * 128, first)
-    simd.store_f32(scores + row * 128 + 64, second)
+def _softmax(first_row, count, first_last, group, scores, rescale, peaks, sums):  # type: ignore[no-untyped-def]  # int64 all
+    """One block of the online softmax for `count` rows: scores become weights.
+
+    The last token of the block that row r may see is `first_last` + r // group.
+    """
+    for row in range(first_row, first_row + count):
+        first, second = simd.load_f32(scores + row * 128), simd.load_f32(scores + row * 128 + 64)
+        last = first_last + row // group
+        if last < BLOCK_TOKENS - 1:
+            first = simd.keep_until(first, last, MINUS_INFINITY)
+            second = simd.keep_until(second, last - 16, MINUS_INFINITY)
+        old = simd.read_f32(peaks + row * 4)
+        peak = max(old, simd.largest(simd.larger(first, second)))
+        level = simd.splat_f32(peak)
+        first, second = simd.exp(first - level), simd.exp(second - level)
+        shrink = ONE
+        if peak != old:
+            shrink = simd.largest(simd.exp(simd.splat_f32(old - peak)))
+            simd.write_f32(peaks + row * 4, peak)
+        simd.store_f32(
+            sums + row * 64,
+            simd.fma(simd.load_f32(sums + row * 64), simd.splat_f32(shrink), first + second),
+        )
+        simd.write_f32(rescale + row * 4, shrink)
+        simd.store_f32(scores + row * 128, first)
+        simd.store_f32(scores + row * 128 + 64, second)
 
 
 def scratch_bytes(group: int, head_dim: int) -> int:
@@ -170,32 +193,39 @@ def attend(
         start = block * BLOCK_TOKENS
         base = cache + simd.read_i32(table + block * 4) * block_bytes
         tokens = min(BLOCK_TOKENS, last_position - start + 1)
-        _widen(base + keys_at, head_dim * 2, keys)
-        _widen(base + values_at, tokens * head_dim // 16, values)
         # Rows that lie wholly before this block come first in the tile and are done.
         row = max(0, start - first_position) * group
+        if rows - row >= WIDEN_ROWS:
+            _widen(base + keys_at, head_dim * 2, keys)
+            _widen(base + values_at, tokens * head_dim // 16, values)
+        while rows - row >= WIDEN_ROWS:
+            s = scores + row * 128
+            _scores(8, 1, tile + row * head_bytes, head_bytes, keys, head_dim, s)
+            _softmax(row, 8, first_position - start, group, scores, rescale, peaks, sums)
+            _mix(8, 1, s, values, tokens, head_dim, rescale + row * 4, mixed + row * head_bytes)
+            row += 8
         while row < rows:
-            count = 8 if row + 8 <= rows else (4 if row + 4 <= rows else (2 if row + 2 <= rows else 1))
+            count = min(rows - row, 4)
             q, s = tile + row * head_bytes, scores + row * 128
-            if count == 8:
-                _scores(8, q, head_bytes, keys, head_dim, s)
-            elif count == 4:
-                _scores(4, q, head_bytes, keys, head_dim, s)
+            k, v = base + keys_at, base + values_at
+            if count == 4:
+                _scores(4, 0, q, head_bytes, k, head_dim, s)
+            elif count == 3:
+                _scores(3, 0, q, head_bytes, k, head_dim, s)
             elif count == 2:
-                _scores(2, q, head_bytes, keys, head_dim, s)
+                _scores(2, 0, q, head_bytes, k, head_dim, s)
             else:
-                _scores(1, q, head_bytes, keys, head_dim, s)
-            for each in range(row, row + count):
-                _softmax_row(each, first_position + each // group - start, scores, rescale, peaks, sums)
+                _scores(1, 0, q, head_bytes, k, head_dim, s)
+            _softmax(row, count, first_position - start, group, scores, rescale, peaks, sums)
             o, r = mixed + row * head_bytes, rescale + row * 4
-            if count == 8:
-                _mix(8, s, values, tokens, head_dim, r, o)
-            elif count == 4:
-                _mix(4, s, values, tokens, head_dim, r, o)
+            if count == 4:
+                _mix(4, 0, s, v, tokens, head_dim, r, o)
+            elif count == 3:
+                _mix(3, 0, s, v, tokens, head_dim, r, o)
             elif count == 2:
-                _mix(2, s, values, tokens, head_dim, r, o)
+                _mix(2, 0, s, v, tokens, head_dim, r, o)
             else:
-                _mix(1, s, values, tokens, head_dim, r, o)
+                _mix(1, 0, s, v, tokens, head_dim, r, o)
             row += count
     for position in range(num_positions):
         for member in range(group):

@@ -18,12 +18,24 @@ from engine.kernels.packing import BLOCK_BYTES, Q4_0, Q4_1, Q8_0, SCALE_BYTES
 from engine.kernels.simd import F32, F32_LANES, I8, I32, I32_LANES, I64, LANES
 
 Builder = Any
+TILE_ROWS = 16
 ROW_BLOCK_BYTES = 64
-"""One block of one quantised row: 32 bytes h, 32 bytes l."""
+"""One block of one quantised row: 32 bytes h, 32 bytes l. 16 rows of one block lie together, then the next block."""
+PREFETCH_BYTES = 8192
+"""How far ahead of the block at work the weights of a lone row are fetched."""
+TILE_BYTES = TILE_ROWS * ROW_BLOCK_BYTES
+TILE_SUMS_BYTES = TILE_ROWS * 4
+"""The sums of 16 rows over one block."""
 
 
 def _const(value: int) -> Any:
     return ir.Constant(I32_LANES, [value] * LANES)
+
+
+def _prefetch(builder: Builder, address: Any) -> None:
+    read, keep, data = (ir.Constant(I32, value) for value in (0, 3, 1))
+    args = [builder.inttoptr(address, simd.POINTER), read, keep, data]
+    simd.call(builder, "llvm.prefetch.p0", ir.VoidType(), args)
 
 
 def _dot_portable(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
@@ -109,20 +121,16 @@ def scales_ir(builder: Builder, form: int, address: Any) -> tuple[Any, Any]:
 
 
 @intrinsic(prefer_literal=True)
-def _rows_by_panel(
-    context, isa, form, rows, panel, num_blocks, x, x_stride, sums, sums_stride, scales, out, out_stride, add
-):  # type: ignore[no-untyped-def]  # noqa: E501  # numba reads the parameter names
+def _rows_by_panel(context, isa, form, rows, panel, num_blocks, x, sums, scales, out, out_stride, add):  # type: ignore[no-untyped-def]  # noqa: E501  # numba reads the parameter names
     """`rows` rows times one panel; see `multiply_panel`."""
     if not (isinstance(isa, IsaType) and isinstance(form, types.IntegerLiteral)):
         return None
     dot, code, count = _DOT[isa.tag], form.literal_value, rows.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, _, panel_, blocks_, x_, x_stride_, sums_, sums_stride_, scales_, out_, out_stride_, add_ = args
+        _, _, _, panel_, blocks_, x_, sums_, scales_, out_, out_stride_, add_ = args
         zero = ir.Constant(F32_LANES, [0.0] * LANES)
         accs = [cgutils.alloca_once_value(b, zero) for _ in range(count)]
-        x_rows = [b.add(x_, b.mul(x_stride_, ir.Constant(I64, r))) for r in range(count)]
-        sum_rows = [b.add(sums_, b.mul(sums_stride_, ir.Constant(I64, r))) for r in range(count)]
         scale_base = b.add(panel_, b.mul(blocks_, ir.Constant(I64, BLOCK_BYTES[code])))
         with cgutils.for_range(b, blocks_) as loop:
             weights = unpack_ir(
@@ -131,20 +139,28 @@ def _rows_by_panel(
             d, m = scales_ir(
                 b, code, b.add(scale_base, b.mul(loop.index, ir.Constant(I64, SCALE_BYTES[code])))
             )
-            at = b.mul(loop.index, ir.Constant(I64, ROW_BLOCK_BYTES))
-            sum_at = b.mul(loop.index, ir.Constant(I64, 4))
+            if count <= 2:
+                # Memory-bound: fetch what comes next, into the following panel where this one ends.
+                ahead = b.add(
+                    panel_, b.mul(loop.index, ir.Constant(I64, BLOCK_BYTES[code] + SCALE_BYTES[code]))
+                )
+                for line in range(0, BLOCK_BYTES[code] + SCALE_BYTES[code], 64):
+                    _prefetch(b, simd.offset(b, ahead, PREFETCH_BYTES + line))
+            rows_at = b.add(x_, b.mul(loop.index, ir.Constant(I64, TILE_BYTES)))
+            sums_at = b.add(sums_, b.mul(loop.index, ir.Constant(I64, TILE_SUMS_BYTES)))
             for r in range(count):
-                base = b.add(x_rows[r], at)
                 parts = []
                 for limb in (0, 32):
                     integer = _const(0)
                     for group, w in enumerate(weights):
-                        quad = simd.load(b, simd.offset(b, base, limb + 4 * group), I32, 4)
+                        quad = simd.load(
+                            b, simd.offset(b, rows_at, ROW_BLOCK_BYTES * r + limb + 4 * group), I32, 4
+                        )
                         integer = dot(b, integer, w, quad)
                     parts.append(integer)
                 both = b.add(b.shl(parts[0], _const(4)), parts[1])
                 acc = simd.fma_ir(b, b.sitofp(both, F32_LANES), d, b.load(accs[r]))
-                total = simd.splat(b, simd.load(b, b.add(sum_rows[r], sum_at), F32, 4), F32_LANES)
+                total = simd.splat(b, simd.load(b, simd.offset(b, sums_at, 4 * r), F32, 4), F32_LANES)
                 b.store(simd.fma_ir(b, total, m, acc), accs[r])
         for r in range(count):
             scale = simd.load(b, simd.offset(b, scales_, 4 * r), F32, 4)
@@ -157,29 +173,45 @@ def _rows_by_panel(
                     simd.store(b, value, target)
         return c.get_dummy_value()
 
-    return types.none(isa, form, rows, *[types.int64] * 10), codegen
+    return types.none(isa, form, rows, *[types.int64] * 8), codegen
+
+
+@inline
+def tile_place(row, num_blocks):  # type: ignore[no-untyped-def]  # int64 all
+    """Byte offset of a row's first block among quantised rows."""
+    return row // TILE_ROWS * num_blocks * TILE_BYTES + row % TILE_ROWS * ROW_BLOCK_BYTES
+
+
+@inline
+def sums_place(row, num_blocks):  # type: ignore[no-untyped-def]  # int64 all
+    """Byte offset of a row's first sum."""
+    return row // TILE_ROWS * num_blocks * TILE_SUMS_BYTES + row % TILE_ROWS * 4
 
 
 @inline
 def _panel_of_form(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add):  # type: ignore[no-untyped-def]  # `form` is a literal
-    stride, sums_stride = num_blocks * 64, num_blocks * 4
     row = first
-    while row + 4 <= last:
-        _rows_by_panel(isa, form, 4, panel, num_blocks, x + row * stride, stride, sums + row * sums_stride,
-                       sums_stride, scales + row * 4, out + row * out_stride, out_stride, add)  # fmt: skip
-        row += 4
-    if row + 2 <= last:
-        _rows_by_panel(isa, form, 2, panel, num_blocks, x + row * stride, stride, sums + row * sums_stride,
-                       sums_stride, scales + row * 4, out + row * out_stride, out_stride, add)  # fmt: skip
-        row += 2
-    if row < last:
-        _rows_by_panel(isa, form, 1, panel, num_blocks, x + row * stride, stride, sums + row * sums_stride,
-                       sums_stride, scales + row * 4, out + row * out_stride, out_stride, add)  # fmt: skip
+    while row < last:
+        # Groups of 4, 2 and 1 from a multiple of 16 on: a group never straddles two tiles of rows.
+        a, s = x + tile_place(row, num_blocks), sums + sums_place(row, num_blocks)
+        f, o = scales + row * 4, out + row * out_stride
+        if row + 4 <= last:
+            _rows_by_panel(isa, form, 4, panel, num_blocks, a, s, f, o, out_stride, add)
+            row += 4
+        elif row + 2 <= last:
+            _rows_by_panel(isa, form, 2, panel, num_blocks, a, s, f, o, out_stride, add)
+            row += 2
+        else:
+            _rows_by_panel(isa, form, 1, panel, num_blocks, a, s, f, o, out_stride, add)
+            row += 1
 
 
 @jit
 def multiply_panel(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add):  # type: ignore[no-untyped-def]  # compiled per isa
-    """Rows first..last of quantised `x` times one panel into 16 floats a row at `out` (added when `add`)."""
+    """Rows first..last of quantised `x` times one panel into 16 floats a row at `out` (added when `add`).
+
+    `first` is a multiple of 16.
+    """
     if form == 0:
         _panel_of_form(isa, 0, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
     elif form == 1:

@@ -53,7 +53,33 @@ class PackedMatrix:
         return -(-self.num_outputs // LANES)
 
 
-def pack(tensors: list[Tensor], *, interleave: bool = False) -> PackedMatrix:
+def packed_bytes(tensors: list[Tensor]) -> int:
+    """What `pack` will allocate for these."""
+    form, num_blocks = FORMS[tensors[0].kind], tensors[0].shape[1] // BLOCK
+    num_panels = -(-sum(tensor.shape[0] for tensor in tensors) // LANES)
+    return num_panels * _panel_bytes(form, num_blocks)
+
+
+def _panel_bytes(form: int, num_blocks: int) -> int:
+    used = num_blocks * (BLOCK_BYTES[form] + SCALE_BYTES[form])
+    return -(-used // ALIGNMENT) * ALIGNMENT
+
+
+class Arena:
+    """One piece of memory that many matrices share: the system backs it with large pages where it can."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._free = aligned(num_bytes)
+
+    def allocate(self, num_bytes: int) -> U8:
+        """The next bytes, zero. Raises MemoryError beyond the end."""
+        if num_bytes > len(self._free):
+            raise MemoryError(f"arena: {num_bytes} bytes wanted, {len(self._free)} left")
+        taken, self._free = self._free[:num_bytes], self._free[num_bytes:]
+        return taken
+
+
+def pack(tensors: list[Tensor], arena: Arena, *, interleave: bool = False) -> PackedMatrix:
     """Matrices of equal inputs as one, outputs one after another, or panel by panel in turn (`interleave`).
 
     Raises ValueError naming the tensor whose kind, number of inputs or, when joined, of outputs does not fit.
@@ -71,9 +97,9 @@ def pack(tensors: list[Tensor], *, interleave: bool = False) -> PackedMatrix:
     num_outputs = sum(tensor.shape[0] for tensor in tensors)
     num_blocks = num_inputs // BLOCK
     used = num_blocks * (BLOCK_BYTES[form] + SCALE_BYTES[form])
-    panel_bytes = -(-used // ALIGNMENT) * ALIGNMENT
+    panel_bytes = _panel_bytes(form, num_blocks)
     num_panels = -(-num_outputs // LANES)
-    data = aligned(num_panels * panel_bytes).reshape(num_panels, panel_bytes)
+    data = arena.allocate(num_panels * panel_bytes).reshape(num_panels, panel_bytes)
     step = len(tensors) if interleave else 1
     at = 0
     for tensor in tensors:

@@ -7,6 +7,7 @@ import numpy as np
 
 from engine.kernels import simd
 from engine.kernels.jit import jit
+from engine.kernels.matmul import TILE_BYTES, TILE_SUMS_BYTES
 
 MAX_QUANTUM = np.float32(2039.0)
 """Largest |x| of a quantised activation: 16 · 127 + 7, so that both limbs fit a signed byte."""
@@ -16,7 +17,10 @@ ZERO = np.float32(0.0)
 
 @jit
 def quantise_row(source, length, quantised, sums, scale):  # type: ignore[no-untyped-def]  # int64 addresses
-    """Row of floats to 12-bit integers (h and l per block of 32), float sums per block and one scale."""
+    """Row of floats to 12-bit integers (h and l per block of 32), float sums per block and one scale.
+
+    The row's blocks lie `TILE_BYTES` apart at `quantised`, its sums `TILE_SUMS_BYTES` apart at `sums`.
+    """
     top = simd.splat_f32(ZERO)
     for at in range(0, length * 4, 64):
         top = simd.larger(simd.absolute(simd.load_f32(source + at)), top)
@@ -27,7 +31,7 @@ def quantise_row(source, length, quantised, sums, scale):  # type: ignore[no-unt
     simd.write_f32(scale, amplitude / MAX_QUANTUM)
     factor, eight, sixteen = simd.splat_f32(inverse), simd.splat_i32(8), simd.splat_i32(16)
     for block in range(length // 32):
-        target = quantised + block * 64
+        target = quantised + block * TILE_BYTES
         first = simd.nearest(simd.load_f32(source + block * 128) * factor)
         second = simd.nearest(simd.load_f32(source + block * 128 + 64) * factor)
         high = simd.shift_right(first + eight, 4)
@@ -36,7 +40,7 @@ def quantise_row(source, length, quantised, sums, scale):  # type: ignore[no-unt
         high = simd.shift_right(second + eight, 4)
         simd.store_i8(target + 16, high)
         simd.store_i8(target + 48, second - high * sixteen)
-        simd.write_f32(sums + block * 4, np.float32(simd.total_i32(first + second)))
+        simd.write_f32(sums + block * TILE_SUMS_BYTES, np.float32(simd.total_i32(first + second)))
 
 
 @jit

@@ -8,6 +8,7 @@ norm and quantise → LM head. A phase of one chunk is done at once by the threa
 from engine.kernels import rows, simd, tiles
 from engine.kernels.attention import BLOCK_TOKENS, TILE_POSITIONS, attend, write_keys, write_values
 from engine.kernels.jit import inline, jit
+from engine.kernels.matmul import sums_place, tile_place
 from engine.kernels.team import (
     CHUNK_BITS,
     DONE,
@@ -104,11 +105,12 @@ def num_chunks(plan, index):  # type: ignore[no-untyped-def]
 
 @inline
 def _quantise(plan, row, source, length):  # type: ignore[no-untyped-def]
+    num_blocks = length // 32
     rows.quantise_row(
         source,
         length,
-        _word(plan, QUANTISED) + row * length * 2,
-        _word(plan, SUMS) + row * length // 32 * 4,
+        _word(plan, QUANTISED) + tile_place(row, num_blocks),
+        _word(plan, SUMS) + sums_place(row, num_blocks),
         _word(plan, SCALES) + row * 4,
     )
 

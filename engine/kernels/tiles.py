@@ -15,15 +15,23 @@ from numba.extending import intrinsic, overload
 from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import jit
-from engine.kernels.matmul import ROW_BLOCK_BYTES, multiply_panel, scales_ir, unpack_ir
+from engine.kernels.matmul import (
+    ROW_BLOCK_BYTES,
+    TILE_BYTES,
+    TILE_ROWS,
+    TILE_SUMS_BYTES,
+    multiply_panel,
+    scales_ir,
+    sums_place,
+    tile_place,
+    unpack_ir,
+)
 from engine.kernels.packing import BLOCK_BYTES, Q8_0, SCALE_BYTES
 from engine.kernels.simd import F32, F32_LANES, I8, I32_LANES, I64, LANES
 
 Builder = Any
-TILE_ROWS = 16
 MIN_ROWS = 5
 """Fewer rows than this are quicker without tiles."""
-TILE_BYTES = 1024
 EXPANDED_BYTES = TILE_BYTES + 128
 """One block of a panel ready for the tiles: integers, then d and m as floats."""
 
@@ -104,12 +112,10 @@ def _tile_by_panel(context, form, count, panel, num_blocks, x, sums, scales, out
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         _, count_, panel_, blocks_, x_, sums_, scales_, out_, out_stride_, add_, scratch_ = args
-        x_stride = b.mul(blocks_, ir.Constant(I64, ROW_BLOCK_BYTES))
-        sums_stride = b.mul(blocks_, ir.Constant(I64, 4))
+        x_stride = ir.Constant(I64, ROW_BLOCK_BYTES)
         zero = ir.Constant(F32_LANES, [0.0] * LANES)
         four = ir.Constant(I32_LANES, [4] * LANES)
         accs = [cgutils.alloca_once_value(b, zero) for _ in range(TILE_ROWS)]
-        sum_rows = [b.add(sums_, b.mul(sums_stride, ir.Constant(I64, r))) for r in range(TILE_ROWS)]
         results = (0, 1) if code == Q8_0 else (0,)
 
         def at(base: Any, index: Any, num_bytes: int) -> Any:
@@ -120,7 +126,7 @@ def _tile_by_panel(context, form, count, panel, num_blocks, x, sums, scales, out
 
         with cgutils.for_range(b, blocks_) as loop:
             weights = at(panel_, loop.index, EXPANDED_BYTES)
-            rows = at(x_, loop.index, ROW_BLOCK_BYTES)
+            rows = at(x_, loop.index, TILE_BYTES)
             parity = b.and_(loop.index, ir.Constant(I64, 1))
             spill = at(scratch_, parity, 2 * TILE_BYTES)
             _emit(b, "tileloadd64", _tile(4), void(weights), ir.Constant(I64, 64))
@@ -132,14 +138,14 @@ def _tile_by_panel(context, form, count, panel, num_blocks, x, sums, scales, out
                 _emit(b, "tilestored64", _tile(tile), to, ir.Constant(I64, 64))
             d = simd.load(b, simd.offset(b, weights, TILE_BYTES), F32_LANES, 64)
             m = simd.load(b, simd.offset(b, weights, TILE_BYTES + 64), F32_LANES, 64)
-            sum_at = b.mul(loop.index, ir.Constant(I64, 4))
+            sums_at = at(sums_, loop.index, TILE_SUMS_BYTES)
             for r in range(TILE_ROWS):
                 integer = simd.load(b, simd.offset(b, spill, 64 * r), I32_LANES, 64)
                 if code == Q8_0:
                     low = simd.load(b, simd.offset(b, spill, TILE_BYTES + 64 * r), I32_LANES, 64)
                     integer = b.add(b.shl(integer, four), low)
                 acc = simd.fma_ir(b, b.sitofp(integer, F32_LANES), d, b.load(accs[r]))
-                total = simd.splat(b, simd.load(b, b.add(sum_rows[r], sum_at), F32, 4), F32_LANES)
+                total = simd.splat(b, simd.load(b, simd.offset(b, sums_at, 4 * r), F32, 4), F32_LANES)
                 b.store(simd.fma_ir(b, total, m, acc), accs[r])
         for r in range(TILE_ROWS):
             with b.if_then(b.icmp_signed("<", ir.Constant(I64, r), count_)):
@@ -162,7 +168,9 @@ def scratch_bytes(num_inputs: int) -> int:
 
 
 @jit
-def multiply_panel_by_tiles(form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch):  # type: ignore[no-untyped-def]  # noqa: E501  # int64 all
+def multiply_panel_by_tiles(
+    form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
+):  # type: ignore[no-untyped-def]  # noqa: E501  # int64 all
     """`matmul.multiply_panel` on tiles, which must be configured; the rows' buffers are padded to 16 rows."""
     expanded = scratch + 4 * TILE_BYTES
     if form == 0:
@@ -173,7 +181,7 @@ def multiply_panel_by_tiles(form, first, last, panel, num_blocks, x, sums, scale
         _expand(2, panel, num_blocks, expanded)
     for row in range(first, last, TILE_ROWS):
         count = min(TILE_ROWS, last - row)
-        a, s = x + row * num_blocks * 64, sums + row * num_blocks * 4
+        a, s = x + tile_place(row, num_blocks), sums + sums_place(row, num_blocks)
         f, o = scales + row * 4, out + row * out_stride
         if form == 2:
             _tile_by_panel(2, count, expanded, num_blocks, a, s, f, o, out_stride, add, scratch)
