@@ -119,7 +119,7 @@ class Books:
         self._connection.run(scripts.NOTE_FETCH, [account, used], [*args, *keys])
 
     def oldest(self, namespace: str, most: int) -> list[tuple[int, Charge]]:
-        """The least recently used blocks, first the oldest, each with the millisecond of its last use."""
+        """The least recently used blocks, first the oldest, each with the microsecond of its last use."""
         charges, _, _, _, used, _ = _keys(namespace)
         flat = self._connection.run(scripts.OLDEST, [charges, used], [most])
         return [

@@ -10,6 +10,14 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
+# The instant of last use, in microseconds. Of keys given together the first counts as used last: a chain is evicted
+# from its end, because blocks behind a lost one are of no use.
+_USED_NOW = """
+local function used_now(i)
+  return string.format('%.0f', time[1] * 1000000 + time[2] + #ARGV - i)
+end
+"""
+
 _CHARGES = """
 local function charge_of(key)
   local charge = redis.call('HGET', KEYS[1], key)
@@ -62,6 +70,7 @@ return answers
 # Answers 0 for each key whose charge is gone: its writer was taken for dead.
 SETTLE = (
     _NOW
+    + _USED_NOW
     + _CHARGES
     + """
 local answers = {}
@@ -75,7 +84,7 @@ for i = first, #ARGV, 2 do
     if ARGV[i + 1] == '1' then
       stored = 1
       redis.call('RPUSH', KEYS[3], ARGV[i])
-      redis.call('ZADD', KEYS[4], now, ARGV[i])
+      redis.call('ZADD', KEYS[4], used_now(i), ARGV[i])
     end
     if writers == 0 and stored == 0 then
       redis.call('HDEL', KEYS[1], ARGV[i])
@@ -98,10 +107,11 @@ return answers
 # KEYS: account, used. ARGV: number of counts n, n times (name, more), then keys of blocks that were read ...
 NOTE_FETCH = (
     _NOW
+    + _USED_NOW
     + """
 local first = 2 + 2 * ARGV[1]
 for i = 2, first - 1, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
-for i = first, #ARGV do redis.call('ZADD', KEYS[2], 'XX', now, ARGV[i]) end
+for i = first, #ARGV do redis.call('ZADD', KEYS[2], 'XX', used_now(i), ARGV[i]) end
 return 0
 """
 )

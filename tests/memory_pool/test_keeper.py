@@ -113,6 +113,15 @@ def test_what_was_fetched_lately_outlives_what_was_not(client: PoolClient, keepe
     assert [put.key in left for put in puts[:6]] == [True, True, False, False, False, True]
 
 
+def test_a_chain_is_evicted_from_its_end(client: PoolClient, keeper: Keeper) -> None:
+    keeper._books.set_quota("default", 20 * VALUE_BYTES)
+    puts = puts_of(tokens_of(20))
+    client.publish(puts)
+    keeper.run_pass()
+    left = {charge.key for charge in keeper._books.charges("default")}
+    assert [put.key in left for put in puts] == [True] * 17 + [False] * 3
+
+
 def test_dram_is_evicted_by_watermark_and_held_blocks_stay(own_redis: RedisServer) -> None:
     keeper = Keeper(own_redis.url, watermarks=Watermarks(high=0.5, step=0.1))
     with contextlib.closing(PoolClient(own_redis.url, FORMAT)) as client, contextlib.closing(keeper):
