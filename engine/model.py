@@ -128,6 +128,8 @@ class Model:
         # The plan points into these.
         self._batch_arrays = (tokens, positions, row_blocks, logit_rows, attention_tiles, tables)
         step.run_step(self.isa, self._plan_address)
+        if num_logits == 0:  # a chunk in the middle of a prompt; the very first step has no buffer for logits yet
+            return np.empty((0, self.config.vocab_size), np.float32)
         logits = self._held["logits"].view(np.float32).reshape(-1, self._logits_stride)
         return logits[:num_logits, : self.config.vocab_size]
 
