@@ -8,6 +8,7 @@ A worker that is lost or declines is avoided and another goes on from the token 
 carry everything, so the client sees neither a gap nor a repetition.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -40,6 +41,8 @@ from engine.protocol import (
 
 if TYPE_CHECKING:
     from app.routing.dispatcher import Dispatcher
+
+log = logging.getLogger(__name__)
 
 MAX_FAULTS = 3
 """Workers that a choice may lose or break before it is given up: a request that kills workers must not kill all."""
@@ -246,6 +249,7 @@ class Dispatch:
         elif event.code == "too_long":
             self._fail(ContextLengthError(event.message, param="messages"))
         elif event.code == "internal":
+            log.error("worker %s failed %s: %s", leg.worker.record.id, leg.wire_id, event.message)
             self._last_refusal = "lost"
             self._go_on_elsewhere(leg)
         else:
