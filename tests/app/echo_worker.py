@@ -69,10 +69,13 @@ class EchoWorker:
     submits: list[Submit] = field(default_factory=list)
     cancels: list[str] = field(default_factory=list)
     prefetches: list[Prefetch] = field(default_factory=list)
+    report_delay_s: float = 0.0
+    """How long after the last token the report comes, as when blocks are still being published."""
     is_held: bool = False
     """While true, no step is run: everything waits."""
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
     _connections: set[ServerConnection] = field(default_factory=set)
+    _late: set[asyncio.Task[None]] = field(default_factory=set)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -196,6 +199,11 @@ class EchoWorker:
                 finish_reason=reason,  # type: ignore[arg-type]  # one of its literals
                 report=self._report(sequence),
             )
+            if self.report_delay_s:
+                later = asyncio.create_task(self._send_later(sequence.connection, finished))
+                self._late.add(later)
+                later.add_done_callback(self._late.discard)
+                return events
             return [*events, finished]
         if submit.phase != "prefill":
             return events
@@ -207,6 +215,12 @@ class EchoWorker:
         if keys:
             events.append(BlocksPublished(request_id=request_id, block_keys=keys))
         return [*events, Prefilled(request_id=request_id, handoff=handoff, report=self._report(sequence))]
+
+    async def _send_later(self, connection: ServerConnection, event: FromWorker) -> None:
+        await asyncio.sleep(self.report_delay_s)
+        late: list[FromWorker] = [event]
+        with contextlib.suppress(ConnectionClosed):
+            await connection.send(encode(late))
 
     def _report(self, sequence: _Sequence) -> Report:
         elapsed_s = time.perf_counter() - sequence.received_at

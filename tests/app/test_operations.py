@@ -1,10 +1,13 @@
 """What operators and Prometheus see, and the small endpoints beside the OpenAI ones."""
 
+import time
+
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.app.conftest import MODEL, Gateway
+from app.requests.served import ServedModel
+from tests.app.conftest import MODEL, Gateway, disaggregated, serving
 
 
 async def samples(gateway: Gateway) -> dict[str, float]:
@@ -40,6 +43,20 @@ async def test_metrics_count_what_was_served(gateway: Gateway) -> None:
     assert 0 < ub < roce
     assert now["cloudmatrix_worker_routable|engine=decode-0|role=decode"] == 1
     assert now["cloudmatrix_requests_in_flight"] == 0
+
+
+async def test_late_reports_delay_no_answer_and_are_counted_all_the_same(served: ServedModel) -> None:
+    async with serving(served, disaggregated(report_delay_s=0.4)) as gateway:
+        began = time.monotonic()
+        raw = await gateway.sdk.completions.with_raw_response.create(
+            model=MODEL, prompt=list(range(200, 300)), max_tokens=5
+        )
+        assert time.monotonic() - began < 0.4
+        record = await gateway.record(raw.headers["x-request-id"])
+        assert [transfer["kind"] for transfer in record["transfers"]] == ["publish", "fetch"]
+        now = await samples(gateway)
+        assert now["cloudmatrix_request_transfer_bytes_total|kind=fetch"] == 100 * 23040
+        assert now["cloudmatrix_requests_total|status=completed"] == 1
 
 
 async def test_workers_are_listed(gateway: Gateway) -> None:
