@@ -63,6 +63,8 @@ class FakeModel:
         self.num_steps = 0
         self.forward_delay_s = 0.0
         self.fail_next = False
+        self.during: Callable[[], None] | None = None
+        """Called once in the midst of a step."""
 
     def memory(self, block: int) -> memoryview:
         return memoryview(self.memory_array[block]).cast("B")
@@ -72,6 +74,10 @@ class FakeModel:
             self.fail_next = False
             raise RuntimeError("the fake was told to fail")
         time.sleep(self.forward_delay_s)
+        if self.during is not None:
+            during, self.during = self.during, None
+            during()
+            time.sleep(0.002)
         self.num_steps += 1
         self.num_rows += len(batch.tokens)
         wanted = set(batch.logit_rows.tolist())

@@ -99,6 +99,18 @@ class WorkerLife(RuleBasedStateMachine):
         self.cancelled.add(name)
         self.bench.worker.cancel(self.asked[name]["link"], name)
 
+    @precondition(lambda self: self.asked)
+    @rule(which=st.integers(0, 99))
+    def cancel_in_the_midst_of_a_step(self, which: int) -> None:
+        name = list(self.asked)[which % len(self.asked)]
+        link = self.asked[name]["link"]
+        self.cancelled.add(name)
+        self.bench.model.during = lambda: self.bench.worker.cancel(link, name)
+
+    @rule(family=st.sampled_from(FAMILIES), length=st.integers(8, 40))
+    def submit_in_the_midst_of_a_step(self, family: list[int], length: int) -> None:
+        self.bench.model.during = lambda: self._submit("both", family[:length], 5, "x")
+
     @rule(link=st.sampled_from(["x", "y"]))
     def close_link(self, link: str) -> None:
         self.cancelled |= {n for n, a in self.asked.items() if a["link"] == link}
@@ -138,7 +150,7 @@ class WorkerLife(RuleBasedStateMachine):
         assert all(not w.blocks for w in scheduler.waiting)
 
     def teardown(self) -> None:
-        self.bench.model.fail_next = False
+        self.bench.model.fail_next, self.bench.model.during = False, None
         self.bench.finish(*self.asked)
         for name, asked in self.asked.items():
             last = self.bench.last(name)
