@@ -1,0 +1,41 @@
+"""docs/gateway.md names every setting with its default, every metric and every route, and nothing else."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from app.gateway import create_app
+from app.requests.served import ServedModel
+from app.settings import Settings
+from tests.app.conftest import FakeDirectory, FakePool, Gateway
+
+TEXT = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
+
+
+def test_settings_are_documented_with_their_defaults() -> None:
+    rows = dict(re.findall(r"\| `(CLOUDMATRIX_[A-Z_]+)` \| ([^|]+) \|", TEXT))
+    fields = Settings.model_fields
+    assert set(rows) == {f"CLOUDMATRIX_{name.upper()}" for name in fields}
+    for name, field in fields.items():
+        documented = rows[f"CLOUDMATRIX_{name.upper()}"].strip()
+        default: Any = field.default
+        if isinstance(default, float):
+            assert float(documented) == default, name
+        else:
+            assert documented == ("none" if default == () else str(default)), name
+
+
+async def test_metrics_are_documented(gateway: Gateway) -> None:
+    exposed = (await gateway.http.get("/metrics")).text
+    names = {re.sub(r"_total$", "", name) for name in re.findall(r"^# TYPE (\S+)", exposed, re.MULTILINE)}
+    documented = set(re.findall(r"`((?:vllm:|cloudmatrix_)[a-z0-9_]+)`", TEXT))
+    assert documented == names
+
+
+def test_routes_are_documented(served: ServedModel) -> None:
+    pool: Any = FakePool()
+    app = create_app(Settings(), models={served.id: served}, directory=FakeDirectory(), pool=pool)
+    paths: dict[str, dict[str, Any]] = app.openapi()["paths"]
+    routes = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    documented = {re.sub(r"\{\w+\}", "{}", route) for route in re.findall(r"`((?:GET|POST) /[^`]+)`", TEXT)}
+    assert documented == {re.sub(r"\{\w+\}", "{}", route) for route in routes}
