@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from engine.config import KVLayout, ModelConfig
 from engine.kernels import Progress, choose, step, tiles, warm
 from engine.kernels.attention import TILE_POSITIONS, scratch_bytes
-from engine.kernels.packing import LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
 from engine.kernels.matmul import TILE_ROWS
+from engine.kernels.packing import LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
 from engine.kernels.team import Team
 from engine.kv_cache import KVCache
 from engine.weights import ModelWeights, load_weights

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from engine.kernels import simd
-from engine.kernels.jit import inline, jit
+from engine.kernels.jit import cgutils, inline, intrinsic, jit, types
 from engine.kernels.simd import F16_LANES, F32, F32_LANES, I64
 
 Builder = Any
@@ -33,8 +31,17 @@ def _floats(builder: Builder, address: Any, size: int) -> Any:
     return builder.fpext(simd.load(builder, address, F16_LANES, 32), F32_LANES)
 
 
-@intrinsic(prefer_literal=True)
-def _scores(context, rows, widened, queries, query_stride, keys, head_dim, scores):  # type: ignore[no-untyped-def]  # numba reads the names
+@intrinsic
+def _scores(
+    context: Any,
+    rows: Any,
+    widened: Any,
+    queries: Any,
+    query_stride: Any,
+    keys: Any,
+    head_dim: Any,
+    scores: Any,
+) -> Any:
     """scores[r][32] = Σ_d queries[r][d] · keys[d][32] in the order of d."""
     count, size = rows.literal_value, 4 if widened.literal_value else 2
 
@@ -59,8 +66,18 @@ def _scores(context, rows, widened, queries, query_stride, keys, head_dim, score
     return types.none(rows, widened, *[types.int64] * 5), codegen
 
 
-@intrinsic(prefer_literal=True)
-def _mix(context, rows, widened, weights, values, num_tokens, head_dim, rescale, out):  # type: ignore[no-untyped-def]  # numba reads the names
+@intrinsic
+def _mix(
+    context: Any,
+    rows: Any,
+    widened: Any,
+    weights: Any,
+    values: Any,
+    num_tokens: Any,
+    head_dim: Any,
+    rescale: Any,
+    out: Any,
+) -> Any:
     """out[r] = out[r] · rescale[r] + Σ_t weights[r][t] · values[t], in the order of t."""
     count, size = rows.literal_value, 4 if widened.literal_value else 2
 
@@ -99,7 +116,7 @@ def _mix(context, rows, widened, weights, values, num_tokens, head_dim, rescale,
 
 
 @intrinsic
-def _widen(context, source, count, target):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+def _widen(context: Any, source: Any, count: Any, target: Any) -> Any:
     """`count` times 16 half floats to floats."""
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
@@ -114,7 +131,9 @@ def _widen(context, source, count, target):  # type: ignore[no-untyped-def]  # n
 
 
 @inline
-def _softmax(first_row, count, first_last, group, scores, rescale, peaks, sums):  # type: ignore[no-untyped-def]  # int64 all
+def _softmax(
+    first_row: int, count: int, first_last: int, group: int, scores: int, rescale: int, peaks: int, sums: int
+) -> None:
     """One block of the online softmax for `count` rows: scores become weights.
 
     The last token of the block that row r may see is `first_last` + r // group.
@@ -150,21 +169,21 @@ def scratch_bytes(group: int, head_dim: int) -> int:
 
 @jit
 def attend(
-    queries,
-    query_stride,
-    num_positions,
-    first_position,
-    group,
-    head_dim,
-    table,
-    cache,
-    block_bytes,
-    keys_at,
-    values_at,
-    out,
-    out_stride,
-    scratch,
-):  # type: ignore[no-untyped-def]  # noqa: E501  # int64 all
+    queries: int,
+    query_stride: int,
+    num_positions: int,
+    first_position: int,
+    group: int,
+    head_dim: int,
+    table: int,
+    cache: int,
+    block_bytes: int,
+    keys_at: int,
+    values_at: int,
+    out: int,
+    out_stride: int,
+    scratch: int,
+) -> None:
     """Attention of `num_positions` rows of `group` heads, head_dim floats each, at `queries`; positions count on.
 
     `table`: int32 block ids of the sequence; `keys_at`, `values_at`: byte offsets within a block.
@@ -237,14 +256,14 @@ def attend(
 
 
 @inline
-def write_keys(source, head_dim, slot, target):  # type: ignore[no-untyped-def]  # int64 addresses
+def write_keys(source: int, head_dim: int, slot: int, target: int) -> None:
     """One row of a head into column `slot` of K's [head_dim][32]."""
     for dim in range(head_dim):
         simd.write_f16(target + (dim * BLOCK_TOKENS + slot) * 2, simd.read_f32(source + dim * 4))
 
 
 @inline
-def write_values(source, head_dim, slot, target):  # type: ignore[no-untyped-def]  # int64 addresses
+def write_values(source: int, head_dim: int, slot: int, target: int) -> None:
     """One row of a head into row `slot` of V's [32][head_dim]."""
     for dim in range(0, head_dim, 16):
         simd.store_f16(target + (slot * head_dim + dim) * 2, simd.load_f32(source + dim * 4))

@@ -8,9 +8,8 @@ import platform
 from typing import Any
 
 import llvmlite.binding as llvm
-from numba.core import types
-from numba.extending import models, register_model, typeof_impl, unbox
-from numba.extending import NativeValue
+
+from engine.kernels.jit import extending, types
 
 LINUX_ARCH_PRCTL = 158
 ARCH_REQ_XCOMP_PERM = 0x1023
@@ -27,7 +26,7 @@ class Isa:
         return f"Isa({self.name!r})"
 
 
-class IsaType(types.Type):  # type: ignore[misc]  # numba is untyped
+class IsaType(types.Type):  # type: ignore[misc]  # numba's classes are untyped
     """Numba's type of one tag: each tag has a type of its own."""
 
     def __init__(self, tag: str) -> None:
@@ -35,22 +34,21 @@ class IsaType(types.Type):  # type: ignore[misc]  # numba is untyped
         super().__init__(name=f"Isa({tag})")
 
 
-@register_model(IsaType)
-class _IsaModel(models.OpaqueModel):  # type: ignore[misc]  # numba is untyped
+@extending.register_model(IsaType)
+class _IsaModel(extending.models.OpaqueModel):  # type: ignore[misc]  # numba's classes are untyped
     pass
 
 
-@typeof_impl.register(Isa)
 def _typeof_isa(value: Isa, _context: Any) -> IsaType:
     return IsaType(value.name)
 
 
-@unbox(IsaType)
-def _unbox_isa(_kind: IsaType, _value: Any, context: Any) -> NativeValue:
-    return NativeValue(context.context.get_dummy_value())
+def _unbox_isa(_kind: IsaType, _value: Any, context: Any) -> Any:
+    return extending.NativeValue(context.context.get_dummy_value())
 
 
-NAMES = ("amx", "vnni", "avx2", "dotprod", "portable")
+extending.typeof_impl.register(Isa)(_typeof_isa)
+extending.unbox(IsaType)(_unbox_isa)
 
 
 def available() -> tuple[str, ...]:

@@ -9,24 +9,15 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any
 
 import numba
-from numba import config as numba_config
+import numba.core.cgutils
+import numba.core.typing.templates
+import numba.extending
 
 Signature = tuple[Any, ...]
-Function = TypeVar("Function", bound=Callable[..., Any])
 Progress = Callable[[int, int, str], None]
-
-
-class Dispatcher(Protocol):
-    """A compiled function and the signatures it has been compiled for."""
-
-    __name__: str
-    signatures: list[Signature]
-
-    def compile(self, sig: Signature) -> object:
-        """Compile for `sig`, or load that from the cache."""
 
 
 def _cache_folder() -> Path:
@@ -37,23 +28,41 @@ def _cache_folder() -> Path:
     return Path(base) / digest.hexdigest()[:16]
 
 
+numba_config: Any = numba.config
 numba_config.CACHE_DIR = str(_cache_folder())
 
 
-def jit(function: Function) -> Function:
+# Numba is typed in part, for uses other than these.
+types: Any = numba.core.types
+cgutils: Any = numba.core.cgutils
+templates: Any = numba.core.typing.templates
+extending: Any = numba.extending
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """A function that emits LLVM IR; literal arguments arrive as literal types."""
+    return extending.intrinsic(prefer_literal=True)(function)
+
+
+def overload(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """What `function` means in compiled code, chosen by the types of its arguments."""
+    decorate: Callable[[Callable[..., Any]], Any] = extending.overload(function)
+    return decorate
+
+
+def jit(function: Callable[..., Any]) -> Any:
     """Compile to machine code that releases the GIL and is kept on disk."""
-    return cast(Function, numba.njit(nogil=True, cache=True)(function))
+    return numba.njit(nogil=True, cache=True)(function)
 
 
-def inline(function: Function) -> Function:
+def inline(function: Callable[..., Any]) -> Any:
     """A helper that disappears into its callers; it has no cache entry of its own."""
-    return cast(Function, numba.njit(nogil=True)(function))
+    return numba.njit(nogil=True)(function)
 
 
-def compile_all(wanted: list[tuple[Callable[..., Any], Signature]], progress: Progress | None = None) -> None:
+def compile_all(wanted: list[tuple[Any, Signature]], progress: Progress | None = None) -> None:
     """Compile each function for its signature; calls `progress(done, total, label)` before each and at the end."""
-    for done, (function, signature) in enumerate(wanted):
-        dispatcher = cast(Dispatcher, function)
+    for done, (dispatcher, signature) in enumerate(wanted):
         if progress is not None:
             progress(done, len(wanted), dispatcher.__name__)
         dispatcher.compile(signature)

@@ -8,12 +8,10 @@ signed bytes, so Σ q·x = 16·Σ q·h + Σ q·l. Whoever computes Σ q·x (tile
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from engine.kernels import simd
-from engine.kernels.isa import IsaType
-from engine.kernels.jit import inline, jit
+from engine.kernels.isa import Isa, IsaType
+from engine.kernels.jit import cgutils, inline, intrinsic, jit, types
 from engine.kernels.packing import BLOCK_BYTES, Q4_0, Q4_1, Q8_0, SCALE_BYTES
 from engine.kernels.simd import F32, F32_LANES, I8, I32, I32_LANES, I64, LANES
 
@@ -53,7 +51,7 @@ def _dot_vnni(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
 
 def _dot_avx2(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
     # Bytes 0, 2 and 1, 3 of each lane as 16-bit pairs: every product and sum is exact.
-    shorts, half = ir.VectorType(ir.IntType(16), 32), ir.VectorType(ir.IntType(16), 16)
+    shorts = ir.VectorType(ir.IntType(16), 32)
     eight = ir.Constant(shorts, [8] * 32)
     w, x = builder.bitcast(weights, shorts), builder.bitcast(simd.splat(builder, quad, I32_LANES), shorts)
     pairs = (
@@ -120,8 +118,21 @@ def scales_ir(builder: Builder, form: int, address: Any) -> tuple[Any, Any]:
     return d, builder.fmul(d, ir.Constant(F32_LANES, [zero] * LANES))
 
 
-@intrinsic(prefer_literal=True)
-def _rows_by_panel(context, isa, form, rows, panel, num_blocks, x, sums, scales, out, out_stride, add):  # type: ignore[no-untyped-def]  # noqa: E501  # numba reads the parameter names
+@intrinsic
+def _rows_by_panel(
+    context: Any,
+    isa: Any,
+    form: Any,
+    rows: Any,
+    panel: Any,
+    num_blocks: Any,
+    x: Any,
+    sums: Any,
+    scales: Any,
+    out: Any,
+    out_stride: Any,
+    add: Any,
+) -> Any:
     """`rows` rows times one panel; see `multiply_panel`."""
     if not (isinstance(isa, IsaType) and isinstance(form, types.IntegerLiteral)):
         return None
@@ -177,19 +188,32 @@ def _rows_by_panel(context, isa, form, rows, panel, num_blocks, x, sums, scales,
 
 
 @inline
-def tile_place(row, num_blocks):  # type: ignore[no-untyped-def]  # int64 all
+def tile_place(row: int, num_blocks: int) -> Any:
     """Byte offset of a row's first block among quantised rows."""
     return row // TILE_ROWS * num_blocks * TILE_BYTES + row % TILE_ROWS * ROW_BLOCK_BYTES
 
 
 @inline
-def sums_place(row, num_blocks):  # type: ignore[no-untyped-def]  # int64 all
+def sums_place(row: int, num_blocks: int) -> Any:
     """Byte offset of a row's first sum."""
     return row // TILE_ROWS * num_blocks * TILE_SUMS_BYTES + row % TILE_ROWS * 4
 
 
 @inline
-def _panel_of_form(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add):  # type: ignore[no-untyped-def]  # `form` is a literal
+def _panel_of_form(
+    isa: Isa,
+    form: int,
+    first: int,
+    last: int,
+    panel: int,
+    num_blocks: int,
+    x: int,
+    sums: int,
+    scales: int,
+    out: int,
+    out_stride: int,
+    add: int,
+) -> None:
     row = first
     while row < last:
         # Groups of 4, 2 and 1 from a multiple of 16 on: a group never straddles two tiles of rows.
@@ -207,7 +231,20 @@ def _panel_of_form(isa, form, first, last, panel, num_blocks, x, sums, scales, o
 
 
 @jit
-def multiply_panel(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add):  # type: ignore[no-untyped-def]  # compiled per isa
+def multiply_panel(
+    isa: Isa,
+    form: int,
+    first: int,
+    last: int,
+    panel: int,
+    num_blocks: int,
+    x: int,
+    sums: int,
+    scales: int,
+    out: int,
+    out_stride: int,
+    add: int,
+) -> None:
     """Rows first..last of quantised `x` times one panel into 16 floats a row at `out` (added when `add`).
 
     `first` is a multiple of 16.

@@ -126,9 +126,10 @@ def _panels(tensor: Tensor, first_row: int, last_row: int) -> U8:
     # [panels, blocks, (d, m), lanes, 2 bytes]
     scales = raw[..., :scale_bytes].reshape(count, LANES, num_blocks, -1, 2).transpose(0, 2, 3, 1, 4)
     integers = raw[..., scale_bytes:]
+    ordered: U8
     if form == Q8_0:
         # [panels, blocks, groups, lanes, 4]
-        ordered = (integers ^ 128).reshape(count, LANES, num_blocks, 8, 4).transpose(0, 2, 3, 1, 4)
+        ordered = (integers ^ np.uint8(128)).reshape(count, LANES, num_blocks, 8, 4).transpose(0, 2, 3, 1, 4)
     else:
         # A shipped byte i holds inputs i and i + 16: groups g and g + 4, as wanted.
         ordered = integers.reshape(count, LANES, num_blocks, 4, 4).transpose(0, 2, 3, 1, 4)

@@ -16,7 +16,7 @@ ZERO = np.float32(0.0)
 
 
 @jit
-def quantise_row(source, length, quantised, sums, scale):  # type: ignore[no-untyped-def]  # int64 addresses
+def quantise_row(source: int, length: int, quantised: int, sums: int, scale: int) -> None:
     """Row of floats to 12-bit integers (h and l per block of 32), float sums per block and one scale.
 
     The row's blocks lie `TILE_BYTES` apart at `quantised`, its sums `TILE_SUMS_BYTES` apart at `sums`.
@@ -44,7 +44,7 @@ def quantise_row(source, length, quantised, sums, scale):  # type: ignore[no-unt
 
 
 @jit
-def norm_row(source, weight, length, epsilon, target):  # type: ignore[no-untyped-def]  # int64 addresses, float32 epsilon
+def norm_row(source: int, weight: int, length: int, epsilon: float, target: int) -> None:
     """RMS norm of a row."""
     squares = simd.splat_f32(ZERO)
     for at in range(0, length * 4, 64):
@@ -57,7 +57,7 @@ def norm_row(source, weight, length, epsilon, target):  # type: ignore[no-untype
 
 
 @jit
-def gate_rows(gate, up, count, target, target_stride):  # type: ignore[no-untyped-def]  # int64 addresses
+def gate_rows(gate: int, up: int, count: int, target: int, target_stride: int) -> None:
     """silu(gate) · up for `count` rows of 16 floats, 64 bytes apart."""
     one, zero = simd.splat_f32(ONE), simd.splat_f32(ZERO)
     for row in range(count):
@@ -67,7 +67,7 @@ def gate_rows(gate, up, count, target, target_stride):  # type: ignore[no-untype
 
 
 @jit
-def rotate_row(source, angles, num_heads, head_dim, factor, target):  # type: ignore[no-untyped-def]  # int64 addresses
+def rotate_row(source: int, angles: int, num_heads: int, head_dim: int, factor: float, target: int) -> None:
     """Rotary positions on interleaved pairs of each head; result · factor.
 
     `angles` holds, for one position, head_dim cosines (each twice), then head_dim signed sines (-s, s).
@@ -84,7 +84,7 @@ def rotate_row(source, angles, num_heads, head_dim, factor, target):  # type: ig
 
 
 @jit
-def embed(matrix, token, target):  # type: ignore[no-untyped-def]  # int64 addresses; `matrix` as in step.py
+def embed(matrix: int, token: int, target: int) -> None:
     """One row of a packed matrix, dequantised."""
     form, data, panel_bytes, num_blocks = (
         simd.read_i64(matrix),

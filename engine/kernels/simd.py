@@ -10,9 +10,8 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from engine.kernels.jit import cgutils, extending, intrinsic, templates, types
 
 LANES = 16
 F32 = ir.FloatType()
@@ -27,7 +26,7 @@ I32_LANES = ir.VectorType(I32, LANES)
 I8_LANES = ir.VectorType(I8, 4 * LANES)
 
 
-class VectorType(types.Type):  # type: ignore[misc]  # numba is untyped
+class VectorType(types.Type):  # type: ignore[misc]  # numba's classes are untyped
     """Numba's view of a vector value."""
 
     def __init__(self, name: str, llvm: ir.VectorType) -> None:
@@ -39,8 +38,8 @@ f32x16 = VectorType("f32x16", F32_LANES)
 i32x16 = VectorType("i32x16", I32_LANES)
 
 
-@register_model(VectorType)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]  # numba is untyped
+@extending.register_model(VectorType)
+class _VectorModel(extending.models.PrimitiveModel):  # type: ignore[misc]  # numba's classes are untyped
     def __init__(self, dmm: Any, fe_type: VectorType) -> None:
         super().__init__(dmm, fe_type, fe_type.llvm)
 
@@ -147,19 +146,19 @@ def _larger(builder: Builder, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def load_f32(context, address):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+def load_f32(context: Any, address: Any) -> Any:
     """16 floats at an address."""
     return f32x16(types.int64), lambda _c, b, _s, a: load(b, a[0], F32_LANES)
 
 
 @intrinsic
-def load_f16(context, address):  # type: ignore[no-untyped-def]
+def load_f16(context: Any, address: Any) -> Any:
     """16 half floats at an address, widened."""
     return f32x16(types.int64), lambda _c, b, _s, a: b.fpext(load(b, a[0], F16_LANES), F32_LANES)
 
 
 @intrinsic
-def store_f32(context, address, value):  # type: ignore[no-untyped-def]
+def store_f32(context: Any, address: Any, value: Any) -> Any:
     """Store 16 floats."""
 
     def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
@@ -170,7 +169,7 @@ def store_f32(context, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store_f16(context, address, value):  # type: ignore[no-untyped-def]
+def store_f16(context: Any, address: Any, value: Any) -> Any:
     """Round to half and store; what exceeds the range is held at ±65504."""
 
     def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
@@ -184,14 +183,14 @@ def store_f16(context, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def load_i8(context, address):  # type: ignore[no-untyped-def]
+def load_i8(context: Any, address: Any) -> Any:
     """16 signed bytes at an address as floats."""
     narrow = ir.VectorType(I8, LANES)
     return f32x16(types.int64), lambda _c, b, _s, a: b.sitofp(load(b, a[0], narrow), F32_LANES)
 
 
 @intrinsic
-def store_i8(context, address, value):  # type: ignore[no-untyped-def]
+def store_i8(context: Any, address: Any, value: Any) -> Any:
     """The low byte of each lane."""
 
     def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
@@ -202,61 +201,61 @@ def store_i8(context, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def splat_f32(context, value):  # type: ignore[no-untyped-def]
+def splat_f32(context: Any, value: Any) -> Any:
     """A float in every lane."""
     return f32x16(types.float32), lambda _c, b, _s, a: splat(b, a[0], F32_LANES)
 
 
 @intrinsic
-def splat_i32(context, value):  # type: ignore[no-untyped-def]
+def splat_i32(context: Any, value: Any) -> Any:
     """An integer in every lane."""
     return i32x16(types.int64), lambda _c, b, _s, a: splat(b, b.trunc(a[0], I32), I32_LANES)
 
 
 @intrinsic
-def fma(context, x, y, z):  # type: ignore[no-untyped-def]
+def fma(context: Any, x: Any, y: Any, z: Any) -> Any:
     """x · y + z, rounded once."""
     return f32x16(f32x16, f32x16, f32x16), lambda _c, b, _s, a: fma_ir(b, *a)
 
 
 @intrinsic
-def exp(context, x):  # type: ignore[no-untyped-def]
+def exp(context: Any, x: Any) -> Any:
     """e^x, see `exp_ir`."""
     return f32x16(f32x16), lambda _c, b, _s, a: exp_ir(b, a[0])
 
 
 @intrinsic
-def absolute(context, x):  # type: ignore[no-untyped-def]
+def absolute(context: Any, x: Any) -> Any:
     """|x|."""
     return f32x16(f32x16), lambda _c, b, _s, a: call(b, "llvm.fabs.v16f32", F32_LANES, list(a))
 
 
 @intrinsic
-def larger(context, x, y):  # type: ignore[no-untyped-def]
+def larger(context: Any, x: Any, y: Any) -> Any:
     """The larger of each pair of lanes; y where x is not a number."""
     return f32x16(f32x16, f32x16), lambda _c, b, _s, a: _larger(b, *a)
 
 
 @intrinsic
-def total(context, x):  # type: ignore[no-untyped-def]
+def total(context: Any, x: Any) -> Any:
     """Sum of the lanes in a fixed tree."""
     return types.float32(f32x16), lambda _c, b, _s, a: tree_ir(b, a[0], b.fadd)
 
 
 @intrinsic
-def largest(context, x):  # type: ignore[no-untyped-def]
+def largest(context: Any, x: Any) -> Any:
     """Largest lane."""
     return types.float32(f32x16), lambda _c, b, _s, a: tree_ir(b, a[0], lambda x, y: _larger(b, x, y))
 
 
 @intrinsic
-def total_i32(context, x):  # type: ignore[no-untyped-def]
+def total_i32(context: Any, x: Any) -> Any:
     """Sum of the lanes."""
     return types.int64(i32x16), lambda _c, b, _s, a: b.sext(tree_ir(b, a[0], b.add), I64)
 
 
 @intrinsic
-def nearest(context, x):  # type: ignore[no-untyped-def]
+def nearest(context: Any, x: Any) -> Any:
     """Nearest integer, ties to even; |x| < 2^22."""
 
     def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
@@ -268,7 +267,7 @@ def nearest(context, x):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def shift_right(context, x, bits):  # type: ignore[no-untyped-def]
+def shift_right(context: Any, x: Any, bits: Any) -> Any:
     """Arithmetic shift."""
 
     def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
@@ -278,20 +277,20 @@ def shift_right(context, x, bits):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def swap_pairs(context, x):  # type: ignore[no-untyped-def]
+def swap_pairs(context: Any, x: Any) -> Any:
     """Lanes 1, 0, 3, 2, …"""
     order = ir.Constant(I32_LANES, [lane ^ 1 for lane in range(LANES)])
     return f32x16(f32x16), lambda _c, b, _s, a: b.shuffle_vector(a[0], a[0], order)
 
 
 @intrinsic
-def read_f32(context, address):  # type: ignore[no-untyped-def]
+def read_f32(context: Any, address: Any) -> Any:
     """One float at an address."""
     return types.float32(types.int64), lambda _c, b, _s, a: load(b, a[0], F32)
 
 
 @intrinsic
-def write_f32(context, address, value):  # type: ignore[no-untyped-def]
+def write_f32(context: Any, address: Any, value: Any) -> Any:
     """Store one float."""
 
     def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
@@ -302,7 +301,7 @@ def write_f32(context, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def write_f16(context, address, value):  # type: ignore[no-untyped-def]
+def write_f16(context: Any, address: Any, value: Any) -> Any:
     """Round one float to half and store it; what exceeds the range is held at ±65504."""
 
     def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
@@ -316,13 +315,13 @@ def write_f16(context, address, value):  # type: ignore[no-untyped-def]
 
 
 def _operator(python: Any, kind: VectorType, emit: str) -> None:
-    class _Typing(AbstractTemplate):  # type: ignore[misc]  # numba is untyped
+    class _Typing(templates.AbstractTemplate):  # type: ignore[misc]  # numba's classes are untyped
         def generic(self, args: Any, kws: Any) -> Any:
             del kws
-            return signature(kind, kind, kind) if tuple(args) == (kind, kind) else None
+            return templates.signature(kind, kind, kind) if tuple(args) == (kind, kind) else None
 
-    infer_global(python)(_Typing)
-    lower_builtin(python, kind, kind)(lambda _c, b, _s, a: getattr(b, emit)(*a))
+    templates.infer_global(python)(_Typing)
+    extending.lower_builtin(python, kind, kind)(lambda _c, b, _s, a: getattr(b, emit)(*a))
 
 
 for _python, _float, _int in (
@@ -335,13 +334,13 @@ for _python, _float, _int in (
 
 
 @intrinsic
-def quotient(context, x, y):  # type: ignore[no-untyped-def]
+def quotient(context: Any, x: Any, y: Any) -> Any:
     """x / y."""
     return f32x16(f32x16, f32x16), lambda _c, b, _s, a: b.fdiv(*a)
 
 
 @intrinsic
-def keep_until(context, x, last, masked):  # type: ignore[no-untyped-def]
+def keep_until(context: Any, x: Any, last: Any, masked: Any) -> Any:
     """Lanes 0..last of x, `masked` in the others."""
 
     def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
@@ -353,24 +352,24 @@ def keep_until(context, x, last, masked):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def read_i32(context, address):  # type: ignore[no-untyped-def]
+def read_i32(context: Any, address: Any) -> Any:
     """One 32-bit integer at an address."""
     return types.int64(types.int64), lambda _c, b, _s, a: b.sext(load(b, a[0], I32), I64)
 
 
 @intrinsic
-def read_i64(context, address):  # type: ignore[no-untyped-def]
+def read_i64(context: Any, address: Any) -> Any:
     """One 64-bit integer at an address."""
     return types.int64(types.int64), lambda _c, b, _s, a: load(b, a[0], I64)
 
 
 @intrinsic
-def read_u8(context, address):  # type: ignore[no-untyped-def]
+def read_u8(context: Any, address: Any) -> Any:
     """One unsigned byte at an address."""
     return types.int64(types.int64), lambda _c, b, _s, a: b.zext(load(b, a[0], I8), I64)
 
 
 @intrinsic
-def read_f16(context, address):  # type: ignore[no-untyped-def]
+def read_f16(context: Any, address: Any) -> Any:
     """One half float at an address, widened."""
     return types.float32(types.int64), lambda _c, b, _s, a: b.fpext(load(b, a[0], F16), F32)

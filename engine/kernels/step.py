@@ -1,12 +1,15 @@
 """One step of the transformer over a batch of rows: what each phase is and how it is cut into chunks.
 
-Per layer: norm and quantise → Q,K,V → rotate and write KV → attention → quantise → output projection (added to
-the row) → norm and quantise → gate and up with SiLU → quantise → down projection (added). Then the rows that want logits:
-norm and quantise → LM head. A phase of one chunk is done at once by the thread that opens it.
+Per layer: norm and quantise → Q,K,V → rotate and write KV → attention → quantise → output projection (added
+to the row) → norm and quantise → gate and up with SiLU → quantise → down projection (added). Then the rows
+that want logits: norm and quantise → LM head. A phase of one chunk is done at once by the thread that opens it.
 """
 
+from typing import Any
+
 from engine.kernels import rows, simd, tiles
-from engine.kernels.attention import BLOCK_TOKENS, TILE_POSITIONS, attend, write_keys, write_values
+from engine.kernels.attention import BLOCK_TOKENS, attend, write_keys, write_values
+from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, jit
 from engine.kernels.matmul import sums_place, tile_place
 from engine.kernels.team import (
@@ -53,24 +56,24 @@ NUM_PHASES = 10
 
 
 @inline
-def _word(plan, index):  # type: ignore[no-untyped-def]  # int64 all, as everywhere below
+def _word(plan: int, index: int) -> Any:
     return simd.read_i64(plan + index * 8)
 
 
 @inline
-def _panels_per_chunk(plan, num_panels, unit):  # type: ignore[no-untyped-def]
+def _panels_per_chunk(plan: int, num_panels: int, unit: int) -> Any:
     wanted = _word(plan, THREADS) * CHUNKS_PER_THREAD
     return max(1, num_panels // unit // wanted) * unit
 
 
 @inline
-def _matrix_chunks(plan, num_rows, num_panels, unit):  # type: ignore[no-untyped-def]
+def _matrix_chunks(plan: int, num_rows: int, num_panels: int, unit: int) -> Any:
     per_chunk = _panels_per_chunk(plan, num_panels, unit)
     return (num_rows + MATRIX_ROWS - 1) // MATRIX_ROWS * ((num_panels + per_chunk - 1) // per_chunk)
 
 
 @inline
-def _matrix_of(phase):  # type: ignore[no-untyped-def]
+def _matrix_of(phase: int) -> Any:
     if phase == MATRIX_QKV:
         return LAYER_QKV
     if phase == MATRIX_OUTPUT:
@@ -81,12 +84,12 @@ def _matrix_of(phase):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _is_matrix(phase):  # type: ignore[no-untyped-def]
+def _is_matrix(phase: int) -> Any:
     return phase in (MATRIX_QKV, MATRIX_OUTPUT, MATRIX_GATE_UP, MATRIX_DOWN)
 
 
 @jit
-def num_chunks(plan, index):  # type: ignore[no-untyped-def]
+def num_chunks(plan: int, index: int) -> Any:
     """Chunks of the phase `index` of the step; 0: nothing to do in it."""
     num_layers, num_rows = _word(plan, NUM_LAYERS), _word(plan, NUM_ROWS)
     layer, phase = index // NUM_PHASES, index % NUM_PHASES
@@ -104,7 +107,7 @@ def num_chunks(plan, index):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _quantise(plan, row, source, length):  # type: ignore[no-untyped-def]
+def _quantise(plan: int, row: int, source: int, length: int) -> None:
     num_blocks = length // 32
     rows.quantise_row(
         source,
@@ -116,7 +119,7 @@ def _quantise(plan, row, source, length):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _norm_and_quantise(plan, source_row, row, weight):  # type: ignore[no-untyped-def]
+def _norm_and_quantise(plan: int, source_row: int, row: int, weight: int) -> None:
     hidden = _word(plan, HIDDEN)
     normed = _word(plan, NORMED) + row * hidden * 4
     source = _word(plan, HIDDEN_ROWS) + source_row * hidden * 4
@@ -125,7 +128,7 @@ def _norm_and_quantise(plan, source_row, row, weight):  # type: ignore[no-untype
 
 
 @inline
-def _rotate_row(plan, layer, row):  # type: ignore[no-untyped-def]
+def _rotate_row(plan: int, layer: int, row: int) -> None:
     heads, kv_heads, head_dim = _word(plan, HEADS), _word(plan, KV_HEADS), _word(plan, HEAD_DIM)
     query = _word(plan, QKV) + row * (heads + 2 * kv_heads) * head_dim * 4
     position = simd.read_i32(_word(plan, POSITIONS) + row * 4)
@@ -147,7 +150,7 @@ def _rotate_row(plan, layer, row):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _attend(plan, layer, chunk, scratch):  # type: ignore[no-untyped-def]
+def _attend(plan: int, layer: int, chunk: int, scratch: int) -> None:
     heads, kv_heads, head_dim = _word(plan, HEADS), _word(plan, KV_HEADS), _word(plan, HEAD_DIM)
     # Later tiles of a prompt see more keys: the long ones first, so that threads finish together.
     tile = _word(plan, TILES) + (_word(plan, NUM_TILES) - 1 - chunk // kv_heads) * TILE_WORDS * 8
@@ -176,7 +179,18 @@ def _attend(plan, layer, chunk, scratch):  # type: ignore[no-untyped-def]
 
 
 @jit
-def multiply_chunk(isa, plan, matrix, num_rows, chunk, unit, out, out_stride, add, scratch):  # type: ignore[no-untyped-def]
+def multiply_chunk(
+    isa: Isa,
+    plan: int,
+    matrix: int,
+    num_rows: int,
+    chunk: int,
+    unit: int,
+    out: int,
+    out_stride: int,
+    add: int,
+    scratch: int,
+) -> None:
     """One chunk of a product of all quantised rows with a matrix; `unit` 2: gate and up panels, joined by SiLU."""
     num_panels, num_blocks = _word(matrix, NUM_PANELS), _word(matrix, NUM_BLOCKS)
     per_chunk = _panels_per_chunk(plan, num_panels, unit)
@@ -201,7 +215,7 @@ def multiply_chunk(isa, plan, matrix, num_rows, chunk, unit, out, out_stride, ad
 
 
 @jit
-def run_chunk(isa, plan, index, chunk, scratch):  # type: ignore[no-untyped-def]
+def run_chunk(isa: Isa, plan: int, index: int, chunk: int, scratch: int) -> None:
     """Do chunk `chunk` of phase `index`."""
     num_rows, hidden, layer, phase = (
         _word(plan, NUM_ROWS),
@@ -253,7 +267,7 @@ def run_chunk(isa, plan, index, chunk, scratch):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _open(isa, plan, index, scratch):  # type: ignore[no-untyped-def]
+def _open(isa: Isa, plan: int, index: int, scratch: int) -> None:
     """Do the phases of one chunk from `index` on, and open the first larger one (or the end) to the team."""
     control = _word(plan, CONTROL)
     last = _word(control, PHASES)
@@ -268,7 +282,7 @@ def _open(isa, plan, index, scratch):  # type: ignore[no-untyped-def]
 
 
 @jit
-def take_part(isa, plan, worker):  # type: ignore[no-untyped-def]
+def take_part(isa: Isa, plan: int, worker: int) -> None:
     """Work on the current step until it ends."""
     control = _word(plan, CONTROL)
     scratch = _word(plan, SCRATCH) + worker * _word(plan, SCRATCH_STRIDE)
@@ -289,7 +303,7 @@ def take_part(isa, plan, worker):  # type: ignore[no-untyped-def]
 
 
 @jit
-def run_step(isa, plan):  # type: ignore[no-untyped-def]
+def run_step(isa: Isa, plan: int) -> None:
     """The whole step, from the engine's thread; helpers join in on their own."""
     control = _word(plan, CONTROL)
     first = (atomic_load(control + TICKET * 8) >> CHUNK_BITS) + 1

@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from engine.kernels.jit import inline, jit
+from engine.kernels.jit import inline, intrinsic, jit, types
 from engine.kernels.packing import aligned
 from engine.kernels.simd import I64, pointer
 
@@ -39,7 +37,7 @@ syscall = types.ExternalFunction("syscall", types.int64(*[types.int64] * 7))
 
 
 @intrinsic
-def atomic_load(context, address):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+def atomic_load(context: Any, address: Any) -> Any:
     """Read a word after everything its writer did before."""
 
     def codegen(_c: Any, b: Any, _s: Any, a: Any) -> Any:
@@ -49,7 +47,7 @@ def atomic_load(context, address):  # type: ignore[no-untyped-def]  # numba read
 
 
 @intrinsic
-def atomic_store(context, address, value):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+def atomic_store(context: Any, address: Any, value: Any) -> Any:
     """Write a word after everything done before."""
 
     def codegen(c: Any, b: Any, _s: Any, a: Any) -> Any:
@@ -60,7 +58,7 @@ def atomic_store(context, address, value):  # type: ignore[no-untyped-def]  # nu
 
 
 @intrinsic
-def atomic_add(context, address, value):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+def atomic_add(context: Any, address: Any, value: Any) -> Any:
     """Add to a word; the value before."""
 
     def codegen(_c: Any, b: Any, _s: Any, a: Any) -> Any:
@@ -70,7 +68,7 @@ def atomic_add(context, address, value):  # type: ignore[no-untyped-def]  # numb
 
 
 @intrinsic
-def compare_and_swap(context, address, old, new):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+def compare_and_swap(context: Any, address: Any, old: Any, new: Any) -> Any:
     """Replace a word that is still `old`; whether it was."""
 
     def codegen(_c: Any, b: Any, _s: Any, a: Any) -> Any:
@@ -81,7 +79,7 @@ def compare_and_swap(context, address, old, new):  # type: ignore[no-untyped-def
 
 
 @intrinsic
-def pause(context):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+def pause(context: Any) -> Any:
     """A breath in a spinning loop."""
 
     def codegen(c: Any, b: Any, _s: Any, _a: Any) -> Any:
@@ -102,7 +100,7 @@ def _pause(builder: Any) -> Any:
 
 
 @inline
-def wait_for_change(address, seen, spins):  # type: ignore[no-untyped-def]  # int64 all
+def wait_for_change(address: int, seen: int, spins: int) -> Any:
     """Spin, then give the core away, until the word differs from `seen` or patience (`spins`) ends."""
     for _ in range(spins):
         if atomic_load(address) != seen:
@@ -116,7 +114,7 @@ def wait_for_change(address, seen, spins):  # type: ignore[no-untyped-def]  # in
 
 
 @jit
-def sleep_until_woken(control, futex_call):  # type: ignore[no-untyped-def]  # int64 all
+def sleep_until_woken(control: int, futex_call: int) -> None:
     """A helper between steps: returns when there may be work, or to stop."""
     ticket = atomic_load(control + TICKET * 8)
     if wait_for_change(control + TICKET * 8, ticket, SPINS):
@@ -133,7 +131,7 @@ def sleep_until_woken(control, futex_call):  # type: ignore[no-untyped-def]  # i
 
 
 @jit
-def wake_helpers(control, futex_call):  # type: ignore[no-untyped-def]  # int64 all
+def wake_helpers(control: int, futex_call: int) -> None:
     """After opening a phase: get sleeping helpers up."""
     atomic_add(control + WAKE * 8, 1)
     if futex_call != 0 and atomic_load(control + SLEEPERS * 8) > 0:

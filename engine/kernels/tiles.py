@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic, overload
 
 from engine.kernels import simd
 from engine.kernels.isa import Isa
-from engine.kernels.jit import jit
+from engine.kernels.jit import cgutils, intrinsic, jit, overload, types
 from engine.kernels.matmul import (
     ROW_BLOCK_BYTES,
     TILE_BYTES,
@@ -58,7 +56,7 @@ def _emit(builder: Builder, name: str, *args: Any) -> None:
 
 
 @intrinsic
-def configure(context, address):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+def configure(context: Any, address: Any) -> Any:
     """Load a tile configuration."""
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
@@ -69,7 +67,7 @@ def configure(context, address):  # type: ignore[no-untyped-def]  # numba reads 
 
 
 @intrinsic
-def release(context):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+def release(context: Any) -> Any:
     """Give the tile registers up, so that a thread switch need not save them."""
 
     def codegen(c: Any, b: Builder, _s: Any, _args: Any) -> Any:
@@ -79,8 +77,8 @@ def release(context):  # type: ignore[no-untyped-def]  # numba reads the paramet
     return types.none(), codegen
 
 
-@intrinsic(prefer_literal=True)
-def _expand(context, form, panel, num_blocks, target):  # type: ignore[no-untyped-def]  # numba reads the parameter names
+@intrinsic
+def _expand(context: Any, form: Any, panel: Any, num_blocks: Any, target: Any) -> Any:
     """A packed panel to `num_blocks` × EXPANDED_BYTES."""
     code = form.literal_value
 
@@ -105,8 +103,21 @@ def _expand(context, form, panel, num_blocks, target):  # type: ignore[no-untype
     return types.none(form, *[types.int64] * 3), codegen
 
 
-@intrinsic(prefer_literal=True)
-def _tile_by_panel(context, form, count, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch):  # type: ignore[no-untyped-def]  # noqa: E501  # numba reads the parameter names
+@intrinsic
+def _tile_by_panel(
+    context: Any,
+    form: Any,
+    count: Any,
+    panel: Any,
+    num_blocks: Any,
+    x: Any,
+    sums: Any,
+    scales: Any,
+    out: Any,
+    out_stride: Any,
+    add: Any,
+    scratch: Any,
+) -> Any:
     """Up to 16 rows (`count` of them are stored) times one expanded panel."""
     code = form.literal_value
 
@@ -169,8 +180,19 @@ def scratch_bytes(num_inputs: int) -> int:
 
 @jit
 def multiply_panel_by_tiles(
-    form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
-):  # type: ignore[no-untyped-def]  # noqa: E501  # int64 all
+    form: int,
+    first: int,
+    last: int,
+    panel: int,
+    num_blocks: int,
+    x: int,
+    sums: int,
+    scales: int,
+    out: int,
+    out_stride: int,
+    add: int,
+    scratch: int,
+) -> None:
     """`matmul.multiply_panel` on tiles, which must be configured; the rows' buffers are padded to 16 rows."""
     expanded = scratch + 4 * TILE_BYTES
     if form == 0:
@@ -207,26 +229,77 @@ def multiply(
     raise NotImplementedError
 
 
+# Numba wants the implementation's parameters annotated as the overload's are.
 @overload(begin)
-def _begin(isa, form, configs):  # type: ignore[no-untyped-def]  # numba reads the parameter names
-    if isa.tag == "amx":
-        return lambda isa, form, configs: configure(configs + (64 if form == 2 else 0))
-    return lambda isa, form, configs: None
+def _begin(isa: Any, form: Any, configs: Any) -> Any:
+    def with_tiles(isa: Any, form: Any, configs: Any) -> None:
+        configure(configs + (64 if form == 2 else 0))
+
+    def without(isa: Any, form: Any, configs: Any) -> None:
+        pass
+
+    return with_tiles if isa.tag == "amx" else without
 
 
 @overload(end)
-def _end(isa):  # type: ignore[no-untyped-def]  # numba reads the parameter names
-    if isa.tag == "amx":
-        return lambda isa: release()
-    return lambda isa: None
+def _end(isa: Any) -> Any:
+    def with_tiles(isa: Any) -> None:
+        release()
+
+    def without(isa: Any) -> None:
+        pass
+
+    return with_tiles if isa.tag == "amx" else without
 
 
 @overload(multiply)
-def _multiply(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch):  # type: ignore[no-untyped-def]  # noqa: E501  # numba reads the parameter names
-    def plainly(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch):  # type: ignore[no-untyped-def]  # noqa: E501
+def _multiply(
+    isa: Any,
+    form: Any,
+    first: Any,
+    last: Any,
+    panel: Any,
+    num_blocks: Any,
+    x: Any,
+    sums: Any,
+    scales: Any,
+    out: Any,
+    out_stride: Any,
+    add: Any,
+    scratch: Any,
+) -> Any:
+    def plainly(
+        isa: Any,
+        form: Any,
+        first: Any,
+        last: Any,
+        panel: Any,
+        num_blocks: Any,
+        x: Any,
+        sums: Any,
+        scales: Any,
+        out: Any,
+        out_stride: Any,
+        add: Any,
+        scratch: Any,
+    ) -> None:
         multiply_panel(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
 
-    def by_tiles(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch):  # type: ignore[no-untyped-def]  # noqa: E501
+    def by_tiles(
+        isa: Any,
+        form: Any,
+        first: Any,
+        last: Any,
+        panel: Any,
+        num_blocks: Any,
+        x: Any,
+        sums: Any,
+        scales: Any,
+        out: Any,
+        out_stride: Any,
+        add: Any,
+        scratch: Any,
+    ) -> None:
         whole = first + (last - first) // TILE_ROWS * TILE_ROWS
         middle = last if last - whole >= MIN_ROWS else whole
         if middle > first:

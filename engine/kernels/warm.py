@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from numba.core import types
-
 from engine.kernels import attention, matmul, rows, sampling, step, team
 from engine.kernels.isa import Isa, IsaType, choose
-from engine.kernels.jit import Progress, compile_all
+from engine.kernels.jit import Progress, compile_all, types
 
 
 def warm(progress: Progress | None = None, isa: Isa | None = None) -> None:
