@@ -56,7 +56,7 @@ class Limits:
     max_running: int = 64
     """Sequences that hold blocks at a time."""
     max_waiting: int = 1024
-    max_step_tokens: int = 256
+    max_step_tokens: int = 128
     """Rows of a step without decode rows."""
     mixed_prefill_tokens: int = 64
     """Prefill rows beside decode rows when there is no TPOT target."""
