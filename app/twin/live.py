@@ -3,6 +3,7 @@ workload.
 """
 
 import hashlib
+import secrets
 from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
@@ -36,7 +37,7 @@ def calibrate(base_url: str, model: str, *, api_key: str | None = None, num_requ
     workers = [w for w in service.get("/api/workers")["workers"] if w.get("model") == model]
     if not workers:
         raise TwinError(f"model: no worker of {service.base_url} serves {model!r}")
-    random = Random(0)  # noqa: S311 - prompts of a measurement
+    random = Random(secrets.token_hex())  # noqa: S311 - prompts that no pool has seen
     repeats = max(2, num_requests // (2 * len(PROMPT_LENGTHS)))
     service.drive([Call(0, _tokens(random, 64), 8)])
     idle, again = [], []
@@ -71,32 +72,30 @@ def build_profile(
     once, the same length each; `mixed`: two long answers, then prompts that come while those are being
     decoded.
     """
-    fixed, token_s, attended_s = _solve(
-        [[1, n, n * (n + 1) / 2] for n in map(_prompt, idle)], [s.ttft_s for s in idle]
+    steps = Limits().max_step_tokens
+    step_s, token_s, attended_s = _solve(
+        [_prefill_terms(_prompt(s), steps) for s in idle], [_phase_s(s, "prefill") for s in idle]
     )
-    cached_s = _cached_token_s(again, fixed, token_s, attended_s)
+
+    def alone_s(seen: Seen) -> float:
+        return float(np.dot([step_s, token_s, attended_s], _prefill_terms(_prompt(seen), steps)))
+
     rows, gaps = [], []
     for group in [*([s] for s in idle), *batches]:
         for seen in group:
             rows.append([1.0, len(group), len(group) * (_prompt(seen) + seen.completion_tokens / 2)])
-            gaps.append(_steady_gap_s(seen))
-    step, row_s, context_s = _solve(rows, gaps)
-
-    def step_s(seen: Seen) -> float:
-        return step + row_s + context_s * (_prompt(seen) + 1)
-
+            gaps.append(_gap_s(seen))
+    fixed_s, row_s, context_s = _solve(rows, gaps)
+    everyone = [*idle, *(seen for group in batches for seen in group)]
     handover = [
-        max(0.0, s.token_at_s[1] - s.token_at_s[0] - step_s(s)) for s in idle if len(s.token_at_s) > 1
+        (_prompt(s), max(0.0, s.token_at_s[1] - s.token_at_s[0] - _gap_s(s))) for s in idle if _has_gaps(s)
     ]
     handover_fixed, handover_token = _solve(
-        [[1, _prompt(s)] for s in idle if len(s.token_at_s) > 1], handover
+        [[1.0, n] for n, _ in handover], [seconds for _, seconds in handover]
     )
-    alone = [fixed + token_s * n + attended_s * n * (n + 1) / 2 for n in map(_prompt, mixed[2:])]
-    prefill_slowdown = median(max(1.0, s.ttft_s / a) for s, a in zip(mixed[2:], alone, strict=True))
-    predicted = [fixed + token_s * n + attended_s * n * (n + 1) / 2 for n in map(_prompt, idle)]
-    errors = [abs(p / s.ttft_s - 1) for p, s in zip(predicted, idle, strict=True)]
+    errors = [abs(alone_s(s) / _phase_s(s, "prefill") - 1) for s in idle]
     errors += [
-        abs(float(np.dot([step, row_s, context_s], r)) / g - 1) for r, g in zip(rows, gaps, strict=True)
+        abs(float(np.dot([fixed_s, row_s, context_s], r)) / g - 1) for r, g in zip(rows, gaps, strict=True)
     ]
     kinds = {role: [w for w in workers if w["role"] in (role, "both")] for role in ("prefill", "decode")}
     return Profile(
@@ -105,20 +104,22 @@ def build_profile(
         num_decode=max(1, len(kinds["decode"])),
         block_tokens=BLOCK_TOKENS,
         kv_bytes_per_token=_kv_bytes_per_token(idle),
-        max_step_tokens=Limits().max_step_tokens,
+        max_step_tokens=steps,
         prefill_kv_tokens=max(w["kv_blocks_total"] for w in kinds["prefill"] or workers) * BLOCK_TOKENS,
         decode_kv_tokens=max(w["kv_blocks_total"] for w in kinds["decode"] or workers) * BLOCK_TOKENS,
-        request_fixed_s=fixed,
+        request_fixed_s=median(s.ttft_s - _phase_s(s, "prefill") for s in idle),
+        prefill_step_s=step_s,
         prefill_token_s=token_s,
         prefill_attended_s=attended_s,
-        cached_token_s=cached_s,
-        decode_fixed_s=step,
+        cached_token_s=_cached_token_s(again, (step_s, token_s, attended_s)),
+        tokens_per_decode_step=max(1.0, median(_tokens_per_chunk(s) for s in everyone)),
+        decode_fixed_s=fixed_s,
         decode_sequence_s=row_s,
         decode_attended_s=context_s,
         handover_fixed_s=handover_fixed,
         handover_token_s=handover_token,
-        prefill_slowdown=prefill_slowdown,
-        decode_slowdown=_decode_slowdown(mixed, step + 2 * row_s + 2 * context_s * 112),
+        prefill_slowdown=max(1.0, median(_phase_s(s, "prefill") / alone_s(s) for s in mixed[2:])),
+        decode_slowdown=_decode_slowdown(mixed, fixed_s + 2 * row_s + 2 * context_s * 112),
         fit_error=float(np.mean(errors)),
         num_samples=len(errors),
     )
@@ -188,12 +189,14 @@ def against_twin(seen: Sequence[Seen], profile: Profile, seed: int = 0) -> dict[
 def workload(num_requests: int, rate: float, seed: int) -> list[Call]:
     """Poisson arrivals; prompts of 64 to 640 tokens, half of which begin with one of four shared prefixes."""
     random = Random(seed + 1)  # noqa: S311 - a workload, not a secret
-    prefixes = [_tokens(random, n * BLOCK_TOKENS) for n in (4, 6, 8, 10)]
+    # The same lengths and instants for a seed, but other tokens each time: the pool remembers earlier runs.
+    words = Random(secrets.token_hex())  # noqa: S311
+    prefixes = [_tokens(words, n * BLOCK_TOKENS) for n in (4, 6, 8, 10)]
     calls, at_s = [], 0.0
     for _ in range(num_requests):
         at_s += random.expovariate(rate)
         start = random.choice(prefixes) if random.random() < 0.5 else ()
-        calls.append(Call(at_s, start + _tokens(random, random.randint(64, 320)), random.randint(16, 64)))
+        calls.append(Call(at_s, start + _tokens(words, random.randint(64, 320)), random.randint(16, 64)))
     return calls
 
 
@@ -255,12 +258,31 @@ def _tokens(random: Random, count: int) -> tuple[int, ...]:
     return tuple(random.randrange(300, 4000) for _ in range(count))
 
 
-def _steady_gap_s(seen: Seen) -> float:
-    """Seconds per token once decoding runs: the handover's gap after the first token is left out."""
-    tokens = seen.token_at_s
-    if len(tokens) < 3 or seen.completion_tokens < 3:
-        return seen.tpot_s or seen.ttft_s
-    return (tokens[-1] - tokens[1]) / max(1, seen.completion_tokens - 2)
+def _phase_s(seen: Seen, phase: str) -> float:
+    """Seconds that a request spent in a phase, by the service's own record."""
+    spent = sum(p["duration_s"] for p in seen.record["timeline"] if p["phase"] == phase)
+    if spent <= 0:
+        raise TwinError(f"request {seen.record.get('request_id')}: its record has no phase {phase!r}")
+    return float(spent)
+
+
+def _prefill_terms(num_tokens: int, max_step_tokens: int) -> list[float]:
+    """Steps, tokens and attended tokens of a prompt."""
+    return [-(-num_tokens // max_step_tokens), num_tokens, num_tokens * (num_tokens + 1) / 2]
+
+
+def _has_gaps(seen: Seen) -> bool:
+    return len(seen.token_at_s) > 2
+
+
+def _gap_s(seen: Seen) -> float:
+    """The usual time between two chunks; the handover's gap after the first token is left out."""
+    at = seen.token_at_s[1:] if _has_gaps(seen) else (0.0, seen.ttft_s)
+    return max(1e-6, median(b - a for a, b in pairwise(at)))
+
+
+def _tokens_per_chunk(seen: Seen) -> float:
+    return (seen.completion_tokens - 1) / (len(seen.token_at_s) - 1) if _has_gaps(seen) else 1.0
 
 
 def _solve(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
@@ -280,15 +302,17 @@ def _solve(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[flo
     return [float(x) for x in solution / scale]
 
 
-def _cached_token_s(again: Sequence[Seen], fixed: float, token_s: float, attended_s: float) -> float:
-    """Seconds per found token: what a repeated prompt's TTFT has above its fixed and computed parts."""
+def _cached_token_s(again: Sequence[Seen], per_term: tuple[float, float, float]) -> float:
+    """Seconds per found token: what a repeated prompt's prefill takes beyond the part that it computes."""
+    step_s, token_s, attended_s = per_term
     found = []
     for seen in again:
         cached = seen.record["usage"]["cached_tokens"] or 0
         rest = _prompt(seen) - cached
         if cached >= 4 * BLOCK_TOKENS:
             attended = sum(range(cached + 1, _prompt(seen) + 1))
-            found.append((seen.ttft_s - fixed - token_s * rest - attended_s * attended) / cached)
+            computed_s = step_s + token_s * rest + attended_s * attended
+            found.append((_phase_s(seen, "prefill") - computed_s) / cached)
     return max(0.0, median(found)) if found else 0.0
 
 
@@ -301,7 +325,7 @@ def _decode_slowdown(mixed: Sequence[Seen], alone_s: float) -> float:
         for a, b in pairwise(at[1:]):
             if any(start <= a and b <= end for start, end in busy):
                 gaps.append(b - a)
-    return max(1.0, (sum(gaps) / len(gaps)) / alone_s) if gaps and alone_s > 0 else 1.0
+    return max(1.0, median(gaps) / alone_s) if gaps and alone_s > 0 else 1.0
 
 
 def _kv_bytes_per_token(seen: Sequence[Seen]) -> int:

@@ -28,11 +28,14 @@ class Profile:
     prefill_kv_tokens: int
     decode_kv_tokens: int
     request_fixed_s: float
-    """Of a request's TTFT, what does not depend on its prompt."""
+    """Of a request's TTFT, what is not prefill."""
+    prefill_step_s: float
     prefill_token_s: float
     prefill_attended_s: float
     cached_token_s: float
     """Per prompt token whose KV was found instead of computed."""
+    tokens_per_decode_step: float
+    """Above 1 when the engine speculates."""
     decode_fixed_s: float
     decode_sequence_s: float
     decode_attended_s: float
@@ -70,7 +73,6 @@ class LiveMachine:
     """The service as the simulator sees it."""
 
     profile: Profile
-    tokens_per_decode_step: float = 1.0
     shares_cores: bool = True
 
     @property
@@ -82,6 +84,11 @@ class LiveMachine:
     def block_tokens(self) -> int:
         """Of the workers' caches."""
         return self.profile.block_tokens
+
+    @property
+    def tokens_per_decode_step(self) -> float:
+        """What a sequence gains per step."""
+        return self.profile.tokens_per_decode_step
 
     @property
     def max_step_tokens(self) -> int:
@@ -103,7 +110,9 @@ class LiveMachine:
     ) -> float:
         """One prefill step; the fixed part of a request is not in it."""
         known = self.profile
-        seconds = num_computed * (known.prefill_token_s + mean_attended * known.prefill_attended_s)
+        seconds = known.prefill_step_s + num_computed * (
+            known.prefill_token_s + mean_attended * known.prefill_attended_s
+        )
         return (seconds + num_cached * known.cached_token_s) * (
             known.prefill_slowdown if decode_busy else 1.0
         )

@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.twin.cli import twin_app
+from app.twin.fabric_cli import fabric_app
+from tests.app.twin.small_trace import write_trace
+
+runner = CliRunner()
+
+
+def test_fabric_transfer_prints_the_contract() -> None:
+    words = ["transfer", "--src", "npu:0", "--dst", "npu:383", "--bytes", "287834112", "--json"]
+    found = json.loads(runner.invoke(fabric_app, words).stdout)
+    assert {"num_bytes", "ub_s", "roce_s", "vpc_s", "path"} <= found.keys()
+    assert found["ub_s"] < found["roce_s"] < found["vpc_s"]
+    table = runner.invoke(fabric_app, words[:-1])
+    assert table.exit_code == 0
+    assert "roce" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--src", "npu:0", "--dst", "npu:384", "--bytes", "1"], "npu:384"),
+        (["--src", "npu:0", "--dst", "gpu:1", "--bytes", "1"], "gpu:1"),
+        (["--src", "npu:0", "--dst", "npu:1", "--bytes", "-1"], "num_bytes"),
+        (["--src", "npu:0", "--dst", "npu:1", "--bytes", "1", "--npus", "385"], "num_npus"),
+        (["--src", "npu:0", "--dst", "npu:1", "--bytes", "1", "--failed", "l3:1.1"], "l3:1.1"),
+    ],
+)
+def test_fabric_refuses_by_name(words: list[str], named: str) -> None:
+    result = runner.invoke(fabric_app, ["transfer", *words])
+    assert result.exit_code == 2
+    assert named in result.stderr
+
+
+def test_every_answer_is_one_json_object(tmp_path: Path) -> None:
+    trace = str(write_trace(tmp_path / "t.jsonl", 80))
+    keys = {
+        ("validate",): {"rows", "held_out_mean_abs_error", "held_out_max_abs_error"},
+        ("predict", "--set", "phase=prefill", "--set", "reuse=0.5"): {
+            "prefill_tokens_per_s_per_npu", "decode_tokens_per_s_per_npu", "ttft_s", "tpot_s",
+        },
+        ("replay", "--trace", trace): {
+            "requests", "completed", "sim_duration_s", "wall_s", "requests_per_wall_s", "ttft_s", "tpot_s",
+            "cache_hit_token_share", "throughput",
+        },
+        ("recommend", "--trace", trace, "--slo-tpot", "0.05"): {"answers"},
+        ("compare", "ub", "roce"): {"ratio"},
+        ("report", "--out", str(tmp_path / "r.html")): {"report"},
+    }  # fmt: skip
+    for words, expected in keys.items():
+        result = runner.invoke(twin_app, [*words, "--json"])
+        assert result.exit_code == 0, result.stderr
+        assert expected <= json.loads(result.stdout).keys()
+        assert runner.invoke(twin_app, list(words)).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["predict", "--set", "plan=ub"], "'plan'"),
+        (["predict", "--scenario", "/nowhere.json"], "/nowhere.json"),
+        (["replay", "--trace", "/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["compare", "ub", "ub"], "both sides"),
+        (["compare", "ub", "num_npus=400"], "num_npus: "),
+        (
+            ["live", "--base-url", "http://127.0.0.1:9", "--model", "m", "--profile", "/nowhere.json"],
+            "/nowhere.json",
+        ),
+        (["calibrate", "--base-url", "http://127.0.0.1:9", "--model", "m"], "127.0.0.1:9"),
+    ],
+)
+def test_the_twin_refuses_by_name(words: list[str], named: str) -> None:
+    result = runner.invoke(twin_app, words)
+    assert result.exit_code == 2
+    assert named in result.stderr
