@@ -89,7 +89,7 @@ def _dot_arm(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
     return builder.shuffle_vector(low, high, ir.Constant(I32_LANES, list(range(LANES))))
 
 
-_DOT = {
+DOT = {
     "amx": _dot_vnni,
     "vnni": _dot_vnni,
     "avx2": _dot_avx2,
@@ -136,7 +136,7 @@ def _rows_by_panel(
     """`rows` rows times one panel; see `multiply_panel`."""
     if not (isinstance(isa, IsaType) and isinstance(form, types.IntegerLiteral)):
         return None
-    dot, code, count = _DOT[isa.tag], form.literal_value, rows.literal_value
+    dot, code, count = DOT[isa.tag], form.literal_value, rows.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         _, _, _, panel_, blocks_, x_, sums_, scales_, out_, out_stride_, add_ = args

@@ -1,0 +1,157 @@
+"""What the machine could do at best, measured with the same instructions the kernels use."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from engine.kernels import rows, tiles
+from engine.kernels.isa import Isa, IsaType
+from engine.kernels.jit import cgutils, intrinsic, jit, types
+from engine.kernels.matmul import DOT, TILE_ROWS
+from engine.kernels.packing import BLOCK, LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
+from engine.kernels.simd import I32, I32_LANES, I64
+from engine.weights.tensor import Tensor
+
+CHAINS = 16
+"""Independent accumulators: enough to hide the latency of a dot product."""
+PEAK_ROUNDS = 200_000
+OPS_PER_DOT = 2 * 4 * LANES
+
+
+@intrinsic
+def _dots(context: Any, isa: Any, rounds: Any) -> Any:
+    """`rounds` times CHAINS dot products of 64 bytes, from registers."""
+    if not isinstance(isa, IsaType):
+        return None
+
+    def codegen(_c: Any, b: Any, _s: Any, args: Any) -> Any:
+        quad = b.trunc(args[1], I32)
+        weights = ir.Constant(I32_LANES, [0x01020304] * LANES)
+        chains = [cgutils.alloca_once_value(b, ir.Constant(I32_LANES, [i] * LANES)) for i in range(CHAINS)]
+        with cgutils.for_range(b, args[1]):
+            for chain in chains:
+                b.store(DOT[isa.tag](b, b.load(chain), weights, quad), chain)
+        total = b.load(chains[0])
+        for chain in chains[1:]:
+            total = b.add(total, b.load(chain))
+        return b.sext(b.extract_element(total, ir.Constant(I32, 0)), I64)
+
+    return types.int64(isa, types.int64), codegen
+
+
+@jit
+def _dot_rounds(isa: Isa, rounds: int) -> Any:
+    return _dots(isa, rounds)
+
+
+@jit
+def _read(words: NDArray[np.uint64]) -> Any:
+    mixed = np.uint64(0)
+    for start in range(0, words.size - 31, 32):
+        for each in range(32):
+            mixed ^= words[start + each]
+    return mixed
+
+
+@jit
+def _multiply_panels(
+    isa: Isa, form: int, num_rows: int, num_panels: int, panels: int, panel_bytes: int, num_blocks: int,
+    x: int, sums: int, scales: int, out: int, configs: int, scratch: int,
+) -> None:  # fmt: skip
+    tiles.begin(isa, form, configs)
+    for panel in range(num_panels):
+        tiles.multiply(
+            isa, form, 0, num_rows, panels + panel * panel_bytes, num_blocks, x, sums, scales,
+            out + panel * 64, num_panels * 64, 0, scratch,
+        )  # fmt: skip
+    tiles.end(isa)
+
+
+class Product:
+    """A packed matrix times quantised rows on one core, without the rest of a step."""
+
+    def __init__(self, isa: Isa, matrix: PackedMatrix, x: NDArray[np.float32]) -> None:
+        num_rows, padded = len(x), -(-len(x) // TILE_ROWS) * TILE_ROWS
+        self._isa, self._matrix, self._num_rows = isa, matrix, num_rows
+        self._quantised = aligned(padded * matrix.num_inputs * 2)
+        self._sums = aligned(padded * matrix.num_blocks * 4)
+        self._scales = aligned(padded * 4)
+        self._out = aligned(padded * matrix.num_panels * 64)
+        self._scratch = aligned(tiles.scratch_bytes(matrix.num_inputs))
+        self._configs = aligned(128)
+        self._configs.reshape(2, 64)[:] = tiles.tile_configs()
+        x = np.ascontiguousarray(x, np.float32)
+        for row in range(num_rows):
+            tile, lane = divmod(row, TILE_ROWS)
+            rows.quantise_row(
+                x[row].ctypes.data,
+                matrix.num_inputs,
+                self._quantised.ctypes.data + (tile * matrix.num_blocks * TILE_ROWS + lane) * 64,
+                self._sums.ctypes.data + (tile * matrix.num_blocks * TILE_ROWS + lane) * 4,
+                self._scales.ctypes.data + row * 4,
+            )
+
+    def run(self) -> NDArray[np.float32]:
+        """The product, float32[rows, outputs]; a reused buffer."""
+        matrix = self._matrix
+        _multiply_panels(
+            self._isa, matrix.form, self._num_rows, matrix.num_panels, matrix.data.ctypes.data, matrix.panel_bytes,
+            matrix.num_blocks, self._quantised.ctypes.data, self._sums.ctypes.data, self._scales.ctypes.data,
+            self._out.ctypes.data, self._configs.ctypes.data, self._scratch.ctypes.data,
+        )  # fmt: skip
+        out = self._out.view(np.float32).reshape(-1, matrix.num_panels * LANES)
+        return out[: self._num_rows, : matrix.num_outputs]
+
+
+def random_tensor(kind: str, num_outputs: int, num_inputs: int, seed: int) -> Tensor:
+    """A matrix of random blocks of `kind` ("q4_1", "q4_0" or "q8_0"), values of the order of 0.1."""
+    rng = np.random.default_rng(seed)
+    count = num_outputs * num_inputs // BLOCK
+    d = (rng.random((count, 1)) * (0.002 if kind == "q8_0" else 0.03) + 0.001).astype(np.float16)
+    parts = [d.view(np.uint8)]
+    if kind == "q4_1":
+        parts.append((d * np.float16(-7.5)).view(np.uint8))
+    parts.append(rng.integers(0, 256, (count, 32 if kind == "q8_0" else 16), np.uint8))
+    return Tensor(
+        f"random {kind}", kind, (num_outputs, num_inputs), np.concatenate(parts, axis=1).reshape(-1)
+    )
+
+
+def dot_peak_ops_per_s(isa: Isa) -> float | None:
+    """Operations a second of one core's 8-bit dot product from registers; None where it is plain code."""
+    if isa.name == "portable":
+        return None
+    return PEAK_ROUNDS * CHAINS * OPS_PER_DOT / _best_s(lambda: _dot_rounds(isa, PEAK_ROUNDS))
+
+
+def read_bytes_per_s(num_bytes: int, num_threads: int) -> float:
+    """Bytes a second that `num_threads` threads read together from a buffer of this size."""
+    words = np.ones(num_bytes // 8, np.uint64)
+    parts = np.array_split(words, num_threads)
+    with ThreadPoolExecutor(num_threads) as pool:
+        return words.nbytes / _best_s(lambda: list(pool.map(_read, parts)))
+
+
+def matrix_ops_per_s(isa: Isa, num_rows: int = 512, num_inputs: int = 576, num_outputs: int = 1536) -> float:
+    """Operations a second (two a weight and row) of one core's Q4_1 product, activations quantised before."""
+    tensor = random_tensor("q4_1", num_outputs, num_inputs, seed=0)
+    matrix = pack([tensor], Arena(packed_bytes([tensor])))
+    x = np.random.default_rng(1).standard_normal((num_rows, num_inputs)).astype(np.float32)
+    product = Product(isa, matrix, x)
+    return 2 * num_rows * num_inputs * num_outputs / _best_s(product.run)
+
+
+def _best_s(work: Callable[[], object], repeat: int = 9) -> float:
+    """Shortest of some runs: a limit is what the machine does undisturbed."""
+    work()
+    best = float("inf")
+    for _ in range(repeat):
+        began = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - began)
+    return best
