@@ -5,6 +5,7 @@ workload.
 import hashlib
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 from statistics import median
@@ -165,6 +166,9 @@ def compare_live(
 def against_twin(seen: Sequence[Seen], profile: Profile, seed: int = 0) -> dict[str, Any]:
     """What was measured beside what the twin makes of the same requests."""
     ordered = sorted(seen, key=lambda s: s.sent_at_s)
+    # How often speculation is right depends on the text that was written, as the number of its tokens does.
+    per_step = max(1.0, sum(map(_tokens_per_chunk, seen)) / len(seen))
+    profile = replace(profile, tokens_per_decode_step=per_step)
     twin = figures(simulate([as_request(s, profile.block_tokens) for s in ordered], profile, seed), profile)
     live = live_figures(ordered)
     errors = {
@@ -276,7 +280,10 @@ def _has_gaps(seen: Seen) -> bool:
 
 
 def _gap_s(seen: Seen) -> float:
-    """The usual time between two chunks; the handover's gap after the first token is left out."""
+    """The usual time between two chunks, without the handover's gap after the first token.
+
+    The median: while siblings of a batch are still in prefill, they hold up a few of the gaps.
+    """
     at = seen.token_at_s[1:] if _has_gaps(seen) else (0.0, seen.ttft_s)
     return max(1e-6, median(b - a for a, b in pairwise(at)))
 
@@ -325,7 +332,7 @@ def _decode_slowdown(mixed: Sequence[Seen], alone_s: float) -> float:
         for a, b in pairwise(at[1:]):
             if any(start <= a and b <= end for start, end in busy):
                 gaps.append(b - a)
-    return max(1.0, median(gaps) / alone_s) if gaps and alone_s > 0 else 1.0
+    return max(1.0, sum(gaps) / len(gaps) / alone_s) if gaps and alone_s > 0 else 1.0
 
 
 def _kv_bytes_per_token(seen: Sequence[Seen]) -> int:

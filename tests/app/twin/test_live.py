@@ -10,6 +10,7 @@ from app.twin.client import Call, Seen
 from app.twin.errors import TwinError
 from app.twin.live import against_twin, as_request, build_profile, simulate, workload
 from app.twin.profile import Profile
+from engine.scheduler import Limits
 
 WORKERS: list[dict[str, Any]] = [
     {"id": "prefill-0", "role": "prefill", "kv_blocks_total": 1000},
@@ -17,11 +18,14 @@ WORKERS: list[dict[str, Any]] = [
 ]
 REQUEST_S, PREFILL_STEP_S, PREFILL_TOKEN_S, CACHED_TOKEN_S = 0.004, 0.010, 0.001, 0.00005
 DECODE_FIXED_S, DECODE_SEQUENCE_S, HANDOVER_S = 0.008, 0.002, 0.015
+CHUNK = Limits().max_step_tokens
 
 
 def seen(prompt: tuple[int, ...], batch: int, cached: int = 0, tokens: int = 24, slower: float = 1.0) -> Seen:
     rest = len(prompt) - cached
-    prefill_s = slower * (-(-rest // 256) * PREFILL_STEP_S + rest * PREFILL_TOKEN_S + cached * CACHED_TOKEN_S)
+    prefill_s = slower * (
+        -(-rest // CHUNK) * PREFILL_STEP_S + rest * PREFILL_TOKEN_S + cached * CACHED_TOKEN_S
+    )
     step_s = DECODE_FIXED_S + batch * DECODE_SEQUENCE_S
     first = REQUEST_S + prefill_s
     second = first + HANDOVER_S + step_s
@@ -73,9 +77,10 @@ def test_a_profile_survives_its_file_and_a_bad_one_is_named(tmp_path: Path) -> N
 def test_the_twin_of_a_service_says_what_the_service_takes() -> None:
     prompt = tuple(range(300, 300 + 320))
     (job,) = simulate([as_request(seen(prompt, 1), 32)], profile()).jobs
-    # two steps of 256 and 64 tokens, then the handover and 23 decode steps of 10 ms
-    assert job.first_token_at == pytest.approx(2 * PREFILL_STEP_S + 320 * PREFILL_TOKEN_S, rel=0.01)
-    assert job.finished_at == pytest.approx(0.34 + HANDOVER_S + 23 * 0.010, rel=0.03)
+    # 320 tokens in chunks, then the handover and 23 decode steps of 10 ms
+    prefill_s = -(-320 // CHUNK) * PREFILL_STEP_S + 320 * PREFILL_TOKEN_S
+    assert job.first_token_at == pytest.approx(prefill_s, rel=0.01)
+    assert job.finished_at == pytest.approx(prefill_s + HANDOVER_S + 23 * 0.010, rel=0.03)
 
 
 def test_drift_raises_the_alarm_and_names_what_drifted() -> None:
