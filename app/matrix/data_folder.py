@@ -11,12 +11,15 @@ leave by themselves within a second, and ends the ones that do not.
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import psutil
 
+STOPPING_S = 5.0
+"""How long a service that is just stopping may still hold the lock before that is an error."""
 LEAVE_S = 12.0
 """How long processes of a killed service may take to leave by themselves."""
 
@@ -43,13 +46,11 @@ class DataFolder:
             raise DataFolderError(
                 f"data folder {self.path}: {error.strerror}; choose another with --data-dir"
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not self._locked_within(STOPPING_S):
             os.close(self._lock)
             raise DataFolderError(
                 f"another service runs in {self.path}: stop it, or give this one its own folder with --data-dir"
-            ) from error
+            )
         self._end_stale_processes()
         return self
 
@@ -70,6 +71,18 @@ class DataFolder:
         temporary = self._service_file.with_suffix(".tmp")
         temporary.write_text(json.dumps({**urls, "pid": os.getpid(), "processes": processes}, indent=1))
         temporary.replace(self._service_file)
+
+    def _locked_within(self, timeout_s: float) -> bool:
+        give_up_at = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(cast("int", self._lock), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() >= give_up_at:
+                    return False
+                time.sleep(0.05)
+            else:
+                return True
 
     def _end_stale_processes(self) -> None:
         try:

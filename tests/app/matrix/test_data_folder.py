@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +20,18 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def test_two_services_cannot_share_a_folder(tmp_path: Path) -> None:
+def test_two_services_cannot_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_folder, "STOPPING_S", 0.1)
     with DataFolder(tmp_path), pytest.raises(DataFolderError, match="--data-dir"), DataFolder(tmp_path):
         pass
+    with DataFolder(tmp_path):
+        pass
+
+
+def test_a_service_that_is_just_stopping_is_waited_for(tmp_path: Path) -> None:
+    stopping = DataFolder(tmp_path)
+    stopping.__enter__()
+    threading.Timer(0.2, stopping.__exit__, (None, None, None)).start()
     with DataFolder(tmp_path):
         pass
 
