@@ -8,7 +8,9 @@ ROOMS = ["fabric", "memory_pool", "engine", "app"]
 
 
 def test_the_map_is_complete_and_true() -> None:
-    mapped = set(re.findall(r"^\| `([\w/]+\.py)` \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE))
+    mapped = set(
+        re.findall(r"^\| `([\w/]+\.py)` \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    )
     modules = {
         str(path.relative_to(ROOT))
         for room in ROOMS

@@ -2,7 +2,9 @@
 
 import typer
 
+from app.bench.engine_cli import engine
 from app.bench.load_cli import load
 
 bench_app = typer.Typer(help="Measure the engine and the service on this machine.", no_args_is_help=True)
+bench_app.command()(engine)
 bench_app.command()(load)

@@ -63,7 +63,6 @@ class Scenario:
     slo_tpot_s: float = 0.05
     slo_ttft_s: float = 5.0
     speedup: float = 1.0
-    autoscale: bool = False
     failed: str = ""
     seed: int = 0
 
