@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.lifeline import PARENT_VARIABLE
+
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 8.0
 HEALTHY_AFTER_S = 30.0
@@ -108,7 +110,7 @@ class LocalLauncher:
             with spec.log_path.open("ab") as log:
                 child.process = await asyncio.create_subprocess_exec(
                     *spec.argv,
-                    env={**os.environ, **spec.env},
+                    env={**os.environ, PARENT_VARIABLE: str(os.getpid()), **spec.env},
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
