@@ -7,7 +7,7 @@ ARGS   ?=
 .PHONY: up install test test-slow check format bench clean
 
 up: $(VENV)/.installed
-	@CLOUDMATRIX_PARENT_PID=$$PPID exec $(BIN)/cloudmatrix up --exit-with-parent $(ARGS)
+	@exec env CLOUDMATRIX_PARENT_PID=$$PPID $(BIN)/cloudmatrix up --exit-with-parent $(ARGS)
 
 install: $(VENV)/.installed
 

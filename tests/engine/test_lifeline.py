@@ -4,7 +4,13 @@ import sys
 
 from engine.lifeline import PARENT_VARIABLE
 
-CHILD = "from engine.lifeline import exit_with_parent; import time; exit_with_parent(); print('up', flush=True); time.sleep(30)"
+CHILD = """
+import time
+from engine.lifeline import exit_with_parent
+exit_with_parent()
+print("up", flush=True)
+time.sleep(30)
+"""
 
 
 def start(parent: int) -> subprocess.Popen[bytes]:
