@@ -11,9 +11,6 @@ from app.models import catalogue
 from app.models.entry import ModelEntry
 from engine.protocol import Role
 
-PREFILL_NICE = 5
-"""Decode answers someone who is reading along; a long prompt beside it can wait a little."""
-
 
 class KernelsError(Exception):
     """The kernels could not be compiled; the message says what to do."""
@@ -27,8 +24,7 @@ def worker_arguments(
     argv = [sys.executable, "-m", "engine.server", "--id", f"{role}-{index}", "--role", role]
     argv += ["--model", entry.id, "--model-path", str(entry.path)]
     argv += ["--location", f"{location.node}/{location.npu}/{location.die}"]
-    argv += ["--threads", str(threads), "--kv-bytes", str(kv_memory_bytes)]
-    return [*argv, "--nice", str(PREFILL_NICE if role == "prefill" else 0)]
+    return [*argv, "--threads", str(threads), "--kv-bytes", str(kv_memory_bytes)]
 
 
 def compile_kernels() -> None:
