@@ -103,7 +103,8 @@ async def test_a_run_against_a_gateway(served: Any, rate: float | None) -> None:
     assert result["output_tokens"] == 180
     assert result["finish_reasons"] == {"length": 20}
     assert result["ttft_s"]["p50"] > 0
-    assert result["tpot_s"]["p50"] > 0
+    # The echo worker answers so quickly that all tokens may arrive in one read: then no time passed between them.
+    assert 0 <= result["tpot_s"]["p50"] < result["duration_s"]
 
 
 async def test_failures_are_counted_with_their_words(served: Any) -> None:
