@@ -131,25 +131,6 @@ class Model:
         # A chunk in the middle of a prompt: the very first step has no buffer for logits yet.
         if num_logits == 0:
             return np.empty((0, self.config.vocab_size), np.float32)
-        self._reserve(num_rows, num_logits, int(positions.max()) + 1)
-        plan = self._plan
-        plan[step.CACHE] = cache.blocks.ctypes.data
-        plan[step.BLOCK_BYTES] = cache.layout.block_bytes
-        plan[step.NUM_ROWS] = num_rows
-        plan[step.TOKENS] = tokens.ctypes.data
-        plan[step.POSITIONS] = positions.ctypes.data
-        plan[step.ROW_BLOCKS] = row_blocks.ctypes.data
-        plan[step.NUM_LOGIT_ROWS] = num_logits
-        plan[step.LOGIT_ROWS] = logit_rows.ctypes.data
-        plan[step.NUM_TILES] = len(attention_tiles)
-        plan[step.TILES] = attention_tiles.ctypes.data
-        # The plan points into these.
-        self._batch_arrays = (tokens, positions, row_blocks, logit_rows, attention_tiles, tables)
-        step.run_step(self.isa, self._plan_address)
-        if (
-            num_logits == 0
-        ):  # a chunk in the middle of a prompt; the very first step has no buffer for logits yet
-            return np.empty((0, self.config.vocab_size), np.float32)
         logits = self._held["logits"].view(np.float32).reshape(-1, self._logits_stride)
         return logits[:num_logits, : self.config.vocab_size]
 
