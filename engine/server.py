@@ -182,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-step-tokens", type=_positive, default=limits.max_step_tokens, help="rows of a prefill step")
     add("--tpot-target", type=_seconds, help="seconds a decode step may take; prompts get what it leaves")
     add("--no-speculation", action="store_true", help="never guess tokens ahead")
+    add("--no-pool", action="store_true", help="neither read KV from the pool nor write any there")
     add("--drain-deadline", type=_seconds, default=DRAIN_DEADLINE_S, help="seconds from SIGTERM to giving up")
     add("--nice", type=int, default=0, help="lower priority by this much")
     add("--exit-with-parent", action="store_true", help="end when the process that started this one is gone")
@@ -217,6 +218,7 @@ def main() -> None:
         max_context_tokens=args.max_context,
         kernels=args.kernels,
         speculate=not args.no_speculation,
+        use_pool=not args.no_pool,
     )
     listening = socket.create_server((args.host, args.port))
     # Short switches: the engine thread comes back from a kernel and should not wait 5 ms for the interpreter.

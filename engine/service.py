@@ -43,6 +43,7 @@ from fabric.topology import DIES_PER_NODE, DIES_PER_NPU
 from memory_pool.block import BlockFormat
 from memory_pool.client import PoolClient
 from memory_pool.directory import AsyncDirectory
+from memory_pool.store import NoStore
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class Options:
     max_context_tokens: int | None = None
     kernels: str = "auto"
     speculate: bool = True
+    use_pool: bool = True
+    """False: KV is neither read from the pool nor written to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +116,7 @@ def pool_client(options: Options, engine: Engine) -> PoolClient:
     """The pool of this worker's model."""
     layout = engine.layout
     return PoolClient(
-        options.redis_url,
+        options.redis_url if options.use_pool else NoStore(),
         BlockFormat(
             fingerprint=engine.fingerprint,
             num_layers=layout.num_layers,

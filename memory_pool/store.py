@@ -189,3 +189,41 @@ class MemoryStore:
     def _drop(self, key: bytes) -> bool:
         self._used_bytes -= len(self._values.pop(key)[0])
         return True
+
+
+class NoStore:
+    """A pool that is switched off: it has nothing, takes nothing and costs nothing."""
+
+    def get_many(self, gets: Sequence[Get]) -> list[int | None]:
+        """See Store."""
+        return [None] * len(gets)
+
+    def put_many(self, puts: Sequence[Put]) -> list[bool]:
+        """See Store."""
+        return [False] * len(puts)
+
+    def count_prefix(self, _keys: Sequence[bytes]) -> int:
+        """See Store."""
+        return 0
+
+    def exists(self, keys: Sequence[bytes]) -> list[bool]:
+        """See Store."""
+        return [False] * len(keys)
+
+    def delete(self, _keys: Sequence[bytes]) -> int:
+        """See Store."""
+        return 0
+
+    def lease(self, _keys: Sequence[bytes], _holder: str, _ttl_s: float) -> int:
+        """See Store."""
+        return 0
+
+    def release(self, _keys: Sequence[bytes], _holder: str, _ttl_s: float) -> None:
+        """See Store."""
+
+    def evict(self, keys: Sequence[bytes]) -> list[bool]:
+        """See Store."""
+        return [False] * len(keys)
+
+    def close(self) -> None:
+        """See Store."""
