@@ -7,6 +7,7 @@ it reads or writes, so that whatever becomes of its sequence, nobody else gets t
     asked -> in an IO thread -> done, in the engine's inbox -> finish() -> blocks named and released
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from engine.block_manager import BlockManager
+from engine.protocol import Prefetch
 from engine.sequence import Sequence, Status
 from fabric.ledger import Transfer, price
 from memory_pool.client import DEFAULT_TAIL_TTL_S, FetchItem, FetchResult, PutItem, PutResult
-from memory_pool.keys import tail_key
+from memory_pool.keys import namespace_at, tail_key
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Parcel:
     tokens: list[int]
     block: int
     index: int
+    namespace: str
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +71,6 @@ class Job:
 
     direction: Direction
     identity: Identity
-    namespace: str
     sequence: Sequence | None
     certain: list[Parcel] = field(default_factory=list)
     possible: list[Parcel] = field(default_factory=list)
@@ -155,8 +157,9 @@ class Handoff:
                     sequence.tokens[begin : handoff.num_tokens],
                     sequence.blocks[index],
                     index,
+                    sequence.namespace,
                 )
-        job = Job("in", sequence.identity, sequence.namespace, sequence, tail=tail)
+        job = Job("in", sequence.identity, sequence, tail=tail)
         job.certain = [self._parcel(sequence, index) for index in range(first, num_certain)]
         beyond = num_certain + (1 if tail is not None else 0)
         job.possible = [self._parcel(sequence, index) for index in range(max(num_certain, beyond), last)]
@@ -165,19 +168,22 @@ class Handoff:
         self._send(job)
         return True
 
-    def prefetch(self, identity: Identity, namespace: str, keys: list[bytes], tokens: list[int]) -> None:
+    def prefetch(self, identity: Identity, wanted: Prefetch) -> None:
         """Bring in full blocks for a request that is still to come, as far as there is room to spare."""
         block_tokens = self._blocks.block_tokens
-        job = Job("in", identity, namespace, None)
+        job = Job("in", identity, None)
         held = []
-        for index, key in enumerate(keys):
-            of_block = tokens[index * block_tokens : (index + 1) * block_tokens]
+        for index, key in enumerate(wanted.block_keys):
+            of_block = wanted.tokens[index * block_tokens : (index + 1) * block_tokens]
             if len(of_block) < block_tokens or key in self.arriving or self._blocks.find(key) is not None:
                 continue
             if self._blocks.num_available <= self._blocks.num_blocks // 4:
                 break
             held += self._blocks.allocate(1) or []
-            job.certain.append(Parcel(key, of_block, held[-1], index))
+            namespace = namespace_at(
+                index, namespace=wanted.namespace, num_shared_blocks=wanted.num_shared_blocks
+            )
+            job.certain.append(Parcel(key, of_block, held[-1], index, namespace))
         if job.certain:
             self._send(job)
             # The job holds them now; nobody else does, so that they are idle, not lost, once they are there.
@@ -185,7 +191,7 @@ class Handoff:
 
     def publish(self, sequence: Sequence, indices: Items[int]) -> None:
         """Send out full, computed blocks. One that is on its way already is only waited for."""
-        job = Job("out", sequence.identity, sequence.namespace, sequence)
+        job = Job("out", sequence.identity, sequence)
         for index in indices:
             parcel = self._parcel(sequence, index)
             sequence.num_publishing += 1
@@ -202,10 +208,10 @@ class Handoff:
         index, filled = divmod(num_tokens, self._blocks.block_tokens)
         if not filled:
             return None
-        key = tail_key(sequence.request_id)
+        key = tail_key(sequence.request_id, sequence.namespace)
         tokens = sequence.tokens[num_tokens - filled : num_tokens]
-        job = Job("out", sequence.identity, sequence.namespace, sequence)
-        job.tail = Parcel(key, tokens, sequence.blocks[index], index)
+        job = Job("out", sequence.identity, sequence)
+        job.tail = Parcel(key, tokens, sequence.blocks[index], index, sequence.namespace)
         sequence.num_publishing += 1
         self._send(job)
         return key
@@ -251,7 +257,9 @@ class Handoff:
     def _parcel(self, sequence: Sequence, index: int) -> Parcel:
         block_tokens = self._blocks.block_tokens
         tokens = sequence.tokens[index * block_tokens : (index + 1) * block_tokens]
-        return Parcel(sequence.keys[index], tokens, sequence.blocks[index], index)
+        return Parcel(
+            sequence.keys[index], tokens, sequence.blocks[index], index, sequence.namespace_at(index)
+        )
 
     def _send(self, job: Job) -> None:
         self._jobs.add(job)
@@ -293,16 +301,14 @@ class Handoff:
         wanted = list(job.certain)
         if job.possible:
             job.num_looked_up = len(job.possible)
-            wanted += job.possible[
-                : self._pool.lookup([parcel.key for parcel in job.possible], job.namespace)
-            ]
+            wanted += job.possible[: self._look_up(job.possible)]
         if job.tail is not None:
             wanted.append(job.tail)
         job.looked_up_at = self._clock()
         if not wanted:
             return
         results = self._pool.fetch(
-            [FetchItem(p.key, p.tokens, self._memory(p.block), job.namespace) for p in wanted]
+            [FetchItem(p.key, p.tokens, self._memory(p.block), p.namespace) for p in wanted]
         )
         for parcel, result in zip(wanted, results, strict=True):
             if result.ok:
@@ -319,6 +325,17 @@ class Handoff:
         if job.tail is not None:
             self._pool.delete([job.tail.key])
 
+    def _look_up(self, parcels: list[Parcel]) -> int:
+        """How many leading ones are in the pool. The shared region's come first, the caller's own after them."""
+        found = 0
+        for namespace, group in itertools.groupby(parcels, key=lambda parcel: parcel.namespace):
+            keys = [parcel.key for parcel in group]
+            there = self._pool.lookup(keys, namespace)
+            found += there
+            if there < len(keys):
+                break
+        return found
+
     def _send_out(self, job: Job) -> None:
         parcels = list(job.parcels())
         items = [
@@ -327,7 +344,7 @@ class Handoff:
                 p.tokens,
                 self._memory(p.block),
                 DEFAULT_TAIL_TTL_S if p is job.tail else None,
-                job.namespace,
+                p.namespace,
             )
             for p in parcels
         ]

@@ -38,6 +38,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     """None: none wanted; k: the chosen token's log-probability and the k best alternatives."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens, from the second on; they are all computed anew, whatever is cached."""
+    grammar: str | None = None
+    """What the generated tokens must spell, in llguidance's serialised form; see `engine/grammar.py`."""
 
 
 class Handoff(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +58,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     `phase` prefill: compute the prompt's KV, publish it, produce the first token, answer `Prefilled` and stop.
     `phase` decode: continue after `generated_tokens`, taking KV from `handoff` and recomputing what is missing.
     `phase` both: the whole way on this worker.
+    `namespace` is charged for the blocks; `cache_salt` narrows who finds them; the first `num_shared_blocks` are of
+    the shared region (`memory_pool.keys`).
     `expires_in_s`: how long from receipt the work may still wait unstarted; None is for ever.
     """
 
@@ -62,6 +68,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     prompt_tokens: list[int]
     sampling: SamplingParams
     namespace: str = "default"
+    cache_salt: str = ""
+    num_shared_blocks: int = 0
     generated_tokens: list[int] = []
     handoff: Handoff | None = None
     expires_in_s: float | None = None
@@ -78,12 +86,14 @@ class Prefetch(msgspec.Struct, frozen=True, kw_only=True, tag="prefetch"):
     """To a decode worker while prefill still runs: these blocks exist now and will be wanted by `request_id`.
 
     `tokens`: those of the blocks, block after block; the pool verifies what it reads against them.
+    `num_shared_blocks`: how many of them, from the first, are of the shared region and not of `namespace`.
     """
 
     request_id: str
     block_keys: list[bytes]
     tokens: list[int] = []
     namespace: str = "default"
+    num_shared_blocks: int = 0
 
 
 ToWorker = Submit | Cancel | Prefetch
@@ -128,6 +138,14 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag="tokens"):
     logprobs: list[TokenLogprob] | None = None
 
 
+class PromptScored(msgspec.Struct, frozen=True, kw_only=True, tag="prompt_scored"):
+    """Log-probabilities of the prompt's tokens from `first` on, one chunk of the prompt after another."""
+
+    request_id: str
+    first: int
+    logprobs: list[TokenLogprob]
+
+
 class BlocksPublished(msgspec.Struct, frozen=True, kw_only=True, tag="blocks_published"):
     """A prefill worker's progress: these blocks of the request can be fetched now."""
 
@@ -155,15 +173,15 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     """The worker could not serve the request.
 
     `code`: `overloaded` (try elsewhere), `draining` (try elsewhere), `expired` (waited too long), `too_long` (does
-    not fit this worker's KV), `internal`.
+    not fit this worker's KV), `invalid` (its grammar cannot be followed), `internal`.
     """
 
     request_id: str
-    code: Literal["overloaded", "draining", "expired", "too_long", "internal"]
+    code: Literal["overloaded", "draining", "expired", "too_long", "invalid", "internal"]
     message: str
 
 
-FromWorker = Tokens | BlocksPublished | Prefilled | Finished | Failed
+FromWorker = Tokens | PromptScored | BlocksPublished | Prefilled | Finished | Failed
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True):

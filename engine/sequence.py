@@ -13,11 +13,12 @@ import enum
 from collections import Counter
 from dataclasses import dataclass, field
 
+from engine.grammar import Matcher
 from engine.protocol import FinishReason, Handoff, Report, Role, SamplingParams, Submit
 from engine.speculation import Guesser
 from engine.timeline import Timeline
 from fabric.ledger import Transfer
-from memory_pool.keys import block_keys
+from memory_pool.keys import block_keys, namespace_at
 
 
 class Status(enum.Enum):
@@ -37,10 +38,17 @@ class KeyScheme:
     fingerprint: str
     block_tokens: int
 
-    def keys(self, tokens: list[int], namespace: str) -> list[bytes]:
+    def keys(
+        self, tokens: list[int], namespace: str, salt: str = "", num_shared_blocks: int = 0
+    ) -> list[bytes]:
         """Names of the full blocks of `tokens`."""
         return block_keys(
-            tokens, block_tokens=self.block_tokens, fingerprint=self.fingerprint, namespace=namespace
+            tokens,
+            block_tokens=self.block_tokens,
+            fingerprint=self.fingerprint,
+            namespace=namespace,
+            salt=salt,
+            num_shared_blocks=num_shared_blocks,
         )
 
 
@@ -66,6 +74,8 @@ class Sequence:
     scheme: KeyScheme
     timeline: Timeline
     keys: list[bytes]
+    cache_salt: str = ""
+    num_shared_blocks: int = 0
     status: Status = Status.QUEUED
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -88,10 +98,23 @@ class Sequence:
     generated_counts: Counter[int] | None = None
     """How often each token was generated; kept only when a penalty asks for it."""
     prompt_set: frozenset[int] | None = None
+    matcher: Matcher | None = None
+    """Where its grammar stands, behind `tokens`."""
 
     @classmethod
-    def from_submit(cls, submit: Submit, *, link: str, scheme: KeyScheme, received_at: float) -> "Sequence":
-        """The sequence of a submitted request, queued."""
+    def from_submit(
+        cls,
+        submit: Submit,
+        *,
+        link: str,
+        scheme: KeyScheme,
+        received_at: float,
+        matcher: Matcher | None = None,
+    ) -> "Sequence":
+        """The sequence of a submitted request, queued. `matcher`: at the beginning of its grammar, if it has one."""
+        if matcher is not None:
+            for token in submit.generated_tokens:
+                matcher.accept(token)
         tokens = [*submit.prompt_tokens, *submit.generated_tokens]
         sampling = submit.sampling
         counts = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
@@ -109,16 +132,23 @@ class Sequence:
             num_prompt=len(submit.prompt_tokens),
             scheme=scheme,
             timeline=Timeline(received_at),
-            keys=scheme.keys(tokens, submit.namespace),
+            keys=scheme.keys(tokens, submit.namespace, submit.cache_salt, submit.num_shared_blocks),
+            cache_salt=submit.cache_salt,
+            num_shared_blocks=submit.num_shared_blocks,
             guesser=None if counts else Guesser(),
             generated_counts=Counter(submit.generated_tokens) if counts else None,
             prompt_set=frozenset(submit.prompt_tokens) if sampling.repetition_penalty != 1.0 else None,
+            matcher=matcher,
         )
 
     @property
     def identity(self) -> tuple[str, str]:
         """The link it came over and its request id."""
         return self.link, self.request_id
+
+    def namespace_at(self, index: int) -> str:
+        """The namespace of the block at `index`."""
+        return namespace_at(index, namespace=self.namespace, num_shared_blocks=self.num_shared_blocks)
 
     @property
     def num_tokens(self) -> int:
@@ -140,18 +170,37 @@ class Sequence:
         """How many tokens it may still produce besides the next."""
         return self.sampling.max_tokens - self.num_generated - 1
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether its prompt's log-probabilities are still being computed."""
+        return (
+            self.sampling.prompt_logprobs is not None
+            and self.phase != "decode"
+            and self.num_computed < self.num_prompt - 1
+        )
+
+    def allowed_part(self, draft: list[int]) -> list[int]:
+        """As much of a draft as its grammar would take."""
+        return draft if self.matcher is None else draft[: self.matcher.allowed_part(draft)]
+
     def append(self, token: int, *, max_context_tokens: int) -> FinishReason | None:
         """Take in a sampled token; the reason when it is the last one."""
         self.tokens.append(token)
         if self.generated_counts is not None:
             self.generated_counts[token] += 1
         if len(self.tokens) // self.scheme.block_tokens > len(self.keys):
-            self.keys = self.scheme.keys(self.tokens, self.namespace)
-        if token in self.sampling.stop_token_ids:
+            self.keys = self.scheme.keys(self.tokens, self.namespace, self.cache_salt, self.num_shared_blocks)
+        if token in self.sampling.stop_token_ids or self._completes(token):
             self.finish_reason = "stop"
         elif self.num_generated >= self.sampling.max_tokens or len(self.tokens) >= max_context_tokens:
             self.finish_reason = "length"
         return self.finish_reason
+
+    def _completes(self, token: int) -> bool:
+        if self.matcher is None:
+            return False
+        self.matcher.accept(token)
+        return self.matcher.is_complete and self.matcher.error is None
 
     def report(self, worker_id: str) -> Report:
         """What this worker's part came to, so far."""

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from engine.block_manager import BlockManager
+from engine.grammar import Masks
 from engine.handoff import Handoff, Identity, Job, Pool
 from engine.lifecycle import Lifecycle
 from engine.metrics import WorkerMetrics
@@ -124,6 +125,7 @@ class Worker:
             clock=clock,
         )
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="step")
+        self._masks = Masks()
         self._is_stopped = False
         metrics.watch(
             running=lambda: self.load().running,
@@ -184,6 +186,7 @@ class Worker:
         """End the threads that work for the loop."""
         self._handoff.close()
         self._computing.shutdown()
+        self._masks.close()
 
     def turn(self) -> bool:
         """One round of the loop; whether there was anything to do."""
@@ -262,8 +265,8 @@ class Worker:
     def _compute(self, plan: Plan[Sequence]) -> list[Outcome]:
         """Run a step. While a long one is computed messages are attended to, so that KV moves and handoffs leave."""
         if plan.num_decode + plan.num_prefill < ATTENDED_ROWS:
-            return run_step(self._forward, plan)
-        computing = self._computing.submit(run_step, self._forward, plan)
+            return run_step(self._forward, plan, self._masks)
+        computing = self._computing.submit(run_step, self._forward, plan, self._masks)
         computing.add_done_callback(lambda _: self._inbox.put(_StepDone()))
         self._requests.in_step = {slot.work for slot in plan.slots}
         while not computing.done():
@@ -287,7 +290,7 @@ class Worker:
                 self._requests.moved(message)
             case _Prefetch(identity, wanted):
                 if not self.is_draining:
-                    self._handoff.prefetch(identity, wanted.namespace, wanted.block_keys, wanted.tokens)
+                    self._handoff.prefetch(identity, wanted)
             case _Cancel():
                 self._handoff.take_prefetched(message.identity)
                 if sequence := self._requests.sequences.get(message.identity):

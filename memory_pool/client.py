@@ -14,12 +14,12 @@ from typing import Any
 from memory_pool.block import BlockFormat, Damage, Tokens
 from memory_pool.books import Admission, Books, read_statistics
 from memory_pool.disk_tier import DiskReader
+from memory_pool.keys import DEFAULT_NAMESPACE
 from memory_pool.placement import place_of
 from memory_pool.redis_store import AsyncRedisStore, RedisStore
 from memory_pool.statistics import PoolStatistics
 from memory_pool.store import Get, Put, Store, StoreError, StoreFullError
 
-DEFAULT_NAMESPACE = "default"
 DEFAULT_BLOCK_TTL_S = 24 * 3600.0
 DEFAULT_TAIL_TTL_S = 120.0
 DEFAULT_LEASE_S = 30.0

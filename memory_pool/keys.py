@@ -1,9 +1,13 @@
 """The only place where a block gets its name.
 
-A name is 32 bytes: a 4-byte placement tag and 28 bytes of a chained SHA-256. The chain starts from a salt made of the
-model's fingerprint and the namespace, and each link takes in one block of token ids, so equal names mean the same
-tokens after the same prefix, under the same weights, in the same namespace. A namespace is chosen by the server from
-the caller's identity and never taken from a request.
+A name is 32 bytes: a 4-byte placement tag and 28 bytes of a chained SHA-256. The chain starts from a root made of the
+model's fingerprint, the namespace and the caller's salt, and each link takes in one block of token ids, so equal names
+mean the same tokens after the same prefix, under the same weights, in the same namespace. A namespace is chosen by the
+server from the caller's identity and never taken from a request; a salt that a caller sends only narrows further who
+finds its blocks, and changes neither namespace nor quota.
+
+The first blocks of a chain may lie in the shared region (`num_shared_blocks`): prefixes that an administrator opened
+to all. Behind them the chain branches off into the caller's own names.
 
 The tag says where the block lives. Neighbours of a chain carry the same tag, which Redis Cluster maps to one slot: a
 prefix is read in a few pipelines. A new tag every `SEGMENT_BLOCKS` blocks spreads one long prefix over the servers;
@@ -11,6 +15,7 @@ the first segment is short because most chats share their first blocks (the syst
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,24 +26,35 @@ TAG_BYTES = 4
 SEGMENT_BLOCKS = 16
 FIRST_SEGMENT_BLOCKS = 2
 
+DEFAULT_NAMESPACE = "default"
+SHARED_NAMESPACE = "shared"
+
 _SCHEME = b"cloudmatrix-kv-1"
+_PLAIN_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
 def _length_prefixed(*fields: bytes) -> bytes:
     return b"".join(len(field).to_bytes(8, "little") + field for field in fields)
 
 
-def namespace_of(*fields: str) -> str:
-    """A namespace's name from the identity it stands for, e.g. `namespace_of(organisation, project)`.
+def namespace_of(tenant_id: str | None) -> str:
+    """The namespace that a tenant's blocks belong to and are charged to; None: no tenants are told apart.
 
-    Fields are length-prefixed before hashing, so `("org_1", "2345")` and `("org_12345", "")` differ. 32 hex digits.
+    No two tenants have the same one, and no tenant's is that of the shared region.
     """
-    return hashlib.sha256(_length_prefixed(b"namespace", *(f.encode() for f in fields))).hexdigest()[:32]
+    if tenant_id is None:
+        return DEFAULT_NAMESPACE
+    if _PLAIN_TENANT.fullmatch(tenant_id):
+        return f"tenant:{tenant_id}"
+    return "tenant-sha256:" + hashlib.sha256(_length_prefixed(b"tenant", tenant_id.encode())).hexdigest()
 
 
-def chain_root(*, fingerprint: str, namespace: str) -> bytes:
-    """The salt a chain of blocks starts from: 32 bytes."""
-    return hashlib.sha256(_length_prefixed(_SCHEME, fingerprint.encode(), namespace.encode())).digest()
+def chain_root(*, fingerprint: str, namespace: str, salt: str = "") -> bytes:
+    """What a chain of blocks starts from: 32 bytes. Fields are length-prefixed: `("ab", "c")` is not `("a", "bc")`."""
+    fields = [_SCHEME, fingerprint.encode(), namespace.encode()]
+    if salt:
+        fields.append(salt.encode())
+    return hashlib.sha256(_length_prefixed(*fields)).digest()
 
 
 def starts_segment(index: int) -> bool:
@@ -49,7 +65,13 @@ def starts_segment(index: int) -> bool:
 
 
 def block_keys(
-    tokens: Sequence[int] | npt.NDArray[np.integer], *, block_tokens: int, fingerprint: str, namespace: str
+    tokens: Sequence[int] | npt.NDArray[np.integer],
+    *,
+    block_tokens: int,
+    fingerprint: str,
+    namespace: str,
+    salt: str = "",
+    num_shared_blocks: int = 0,
 ) -> list[bytes]:
     """Names of the full blocks of a token sequence, first to last; a partly filled last block has none.
 
@@ -62,10 +84,13 @@ def block_keys(
         raise ValueError("tokens must be between 0 and 2^32 - 1")
     data = ids.astype("<u4").tobytes()
     step = block_tokens * 4
-    digest = chain_root(fingerprint=fingerprint, namespace=namespace)
+    own = chain_root(fingerprint=fingerprint, namespace=namespace, salt=salt)
+    digest = chain_root(fingerprint=fingerprint, namespace=SHARED_NAMESPACE) if num_shared_blocks else own
     tag = b""
     keys: list[bytes] = []
     for index in range(len(ids) // block_tokens):
+        if num_shared_blocks and index == num_shared_blocks:
+            digest = hashlib.sha256(_length_prefixed(b"branch", own, digest)).digest()
         digest = hashlib.sha256(digest + data[index * step : (index + 1) * step]).digest()
         if starts_segment(index):
             tag = digest[:TAG_BYTES]
@@ -73,9 +98,14 @@ def block_keys(
     return keys
 
 
-def tail_key(request_id: str) -> bytes:
+def namespace_at(index: int, *, namespace: str, num_shared_blocks: int) -> str:
+    """The namespace of the block at `index` of a chain."""
+    return SHARED_NAMESPACE if index < num_shared_blocks else namespace
+
+
+def tail_key(request_id: str, namespace: str) -> bytes:
     """Name of the partly filled last block of one request: 32 bytes, never equal to a block of a chain."""
-    return hashlib.sha256(_length_prefixed(b"tail", request_id.encode())).digest()
+    return hashlib.sha256(_length_prefixed(b"tail", namespace.encode(), request_id.encode())).digest()
 
 
 def tag_of(key: bytes) -> bytes:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from app.admission.gate import Gate
+from app.admission.ticket import DEFAULT_TENANT, Ticket
 from app.api.schemas import PromptTokensDetails, Usage
-from app.errors import GatewayError, OverloadedError
+from app.errors import GatewayError
 from app.metrics import GatewayMetrics
 from app.requests.choice import Choice, Piece
 from app.requests.history import History
@@ -25,9 +27,8 @@ from app.routing.dispatcher import Dispatcher
 from app.text import TextStream
 from engine.protocol import SamplingParams, WorkerRecord
 from memory_pool.client import AsyncPoolClient
-from memory_pool.keys import block_keys
+from memory_pool.keys import DEFAULT_NAMESPACE, block_keys
 
-NAMESPACE = "default"
 REPORT_WAIT_S = 1.5
 """How long the usage of an ended answer waits for the worker's word on cached tokens."""
 
@@ -43,6 +44,18 @@ class Order:
     stops: Sequence[str]
     continues_text: bool
     deadline_at: float | None
+    namespace: str = DEFAULT_NAMESPACE
+    """Whose blocks these are: `memory_pool.keys.namespace_of` of the caller's tenant."""
+    cache_salt: str = ""
+    """The caller's own: only requests with the same one find these blocks."""
+    tenant: str = DEFAULT_TENANT
+    """Whose share of the workers it takes from."""
+    weight: float = 1.0
+    """Of that share."""
+    tier: int = 0
+    """Set by the operator: lower tiers go before all others."""
+    priority: int = 0
+    """The caller's own order among its requests, lower first."""
 
 
 @dataclass(kw_only=True)
@@ -50,19 +63,18 @@ class Generator:
     """Begins generations; holds what they share."""
 
     dispatcher: Dispatcher
+    gate: Gate
     pool: AsyncPoolClient
     history: History
     metrics: GatewayMetrics
 
     async def begin(self, order: Order, model: ServedModel, record: RequestRecord) -> "Generation":
-        """Admit the request and set its choices going. Raises OverloadedError and UnavailableError."""
+        """Queue the request; its choices go as soon as there is room. Raises OverloadedError, DeadlineError and
+        UnavailableError."""
         layout = self.dispatcher.layout(model.id)
-        try:
-            self.dispatcher.admit()
-        except OverloadedError:
-            self.metrics.rejected("capacity")
-            raise
-        generation = Generation(self, order, model, record)
+        ticket = new_ticket(order, record.arrived_at)
+        self.gate.check(ticket)
+        generation = Generation(self, order, model, record, ticket)
         self.history.begin(record)
         try:
             await generation.start(layout)
@@ -80,6 +92,7 @@ class Generation:
     order: Order
     model: ServedModel
     record: RequestRecord
+    ticket: Ticket
     mailbox: Mailbox = field(default_factory=Mailbox)
     choices: list[Choice] = field(default_factory=list)
     _is_ended: bool = False
@@ -97,22 +110,33 @@ class Generation:
                 prompt,
                 block_tokens=layout.block_tokens,
                 fingerprint=layout.fingerprint,
-                namespace=NAMESPACE,
+                namespace=order.namespace,
+                salt=order.cache_salt,
             )
             for prompt in order.prompts
         ]
-        found = [await self.generator.pool.lookup(chain) for chain in keys]
+        found = [await self.generator.pool.lookup(chain, order.namespace) for chain in keys]
         record.add_phase("lookup", began, time.monotonic())
         record.predicted_cached_tokens = sum(
             min(number * layout.block_tokens, len(prompt) - 1)
             for number, prompt in zip(found, order.prompts, strict=True)
         )
-        for place, prompt in enumerate(order.prompts):
-            self._start_prompt(place, prompt, keys[place], layout.block_tokens, layout.kv_bytes_per_token)
+        self.ticket.prompt_tokens = record.prompt_tokens - record.predicted_cached_tokens
+        leaders = [
+            self._prepare(place, prompt, keys[place], found[place], layout)
+            for place, prompt in enumerate(order.prompts)
+        ]
+        self.generator.gate.enter(self.ticket, lambda: self._go(leaders), self.mailbox.fail)
 
-    def _start_prompt(
-        self, place: int, prompt: list[int], keys: list[bytes], block_tokens: int, kv_bytes_per_token: int
-    ) -> None:
+    def _go(self, leaders: Sequence[Dispatch]) -> None:
+        self.record.add_phase("queue", self.ticket.queued_at, self.ticket.released_at)
+        for leader in leaders:
+            leader.begin()
+
+    def _prepare(
+        self, place: int, prompt: list[int], keys: list[bytes], num_found: int, layout: WorkerRecord
+    ) -> Dispatch:
+        """The choices of one prompt, ready to begin; the one that prefills for all."""
         order, sampling = self.order, self.order.sampling[place]
         works = [
             Work(
@@ -124,17 +148,21 @@ class Generation:
                 sampling=sampling
                 if number == 0
                 else msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, number)),
-                namespace=NAMESPACE,
+                namespace=order.namespace,
+                cache_salt=order.cache_salt,
                 block_keys=keys,
-                block_tokens=block_tokens,
+                block_tokens=layout.block_tokens,
                 max_context_tokens=self.model.max_context_tokens,
-                kv_bytes_per_token=kv_bytes_per_token,
+                kv_bytes_per_token=layout.kv_bytes_per_token,
+                ticket=self.ticket,
+                uncached_tokens=max(1, len(prompt) - num_found * layout.block_tokens),
                 deadline_at=order.deadline_at,
             )
             for number in range(order.n)
         ]
-        for dispatch in self.generator.dispatcher.start(works):
-            self.choices.append(self._choice(dispatch))
+        dispatches = self.generator.dispatcher.prepare(works)
+        self.choices += map(self._choice, dispatches)
+        return dispatches[0]
 
     def _choice(self, dispatch: Dispatch) -> Choice:
         tokenizer = self.model.text.tokenizer
@@ -196,7 +224,7 @@ class Generation:
             record.end("failed", now, error.message)
         else:
             record.end("failed", now, "internal error")
-        generator.dispatcher.release()
+        generator.gate.leave(self.ticket)
         generator.history.end(record)
         record.when_reported(lambda: generator.metrics.observe(record, self.order))
 
@@ -207,4 +235,20 @@ class Generation:
         last = self._last_at.get(choice)
         if last is not None:
             self.generator.metrics.inter_token_latency.observe((now - last) / num_tokens, num_tokens)
+            self.generator.gate.streamed(now - last, num_tokens)
         self._last_at[choice] = now
+
+
+def new_ticket(order: Order, arrived_at: float) -> Ticket:
+    """An order's place in the queue, before it is known what of its prompts is cached."""
+    return Ticket(
+        tenant=order.tenant,
+        weight=order.weight,
+        tier=order.tier,
+        priority=order.priority,
+        prompt_tokens=sum(map(len, order.prompts)),
+        output_tokens=order.n * sum(sampling.max_tokens for sampling in order.sampling),
+        num_sequences=order.n * len(order.prompts),
+        arrived_at=arrived_at,
+        deadline_at=order.deadline_at,
+    )

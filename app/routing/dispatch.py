@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from app.admission.ticket import Ticket
 from app.errors import (
     ContextLengthError,
     DeadlineError,
@@ -32,6 +33,7 @@ from engine.protocol import (
     FinishReason,
     FromWorker,
     Handoff,
+    Prefetch,
     Prefilled,
     Role,
     SamplingParams,
@@ -60,10 +62,15 @@ class Work:
     prompt_tokens: list[int]
     sampling: SamplingParams
     namespace: str
+    cache_salt: str = ""
+    num_shared_blocks: int = 0
     block_keys: list[bytes]
     block_tokens: int
     max_context_tokens: int
     kv_bytes_per_token: int
+    ticket: Ticket
+    uncached_tokens: int
+    """Prompt tokens that are to be computed, as far as is known."""
     deadline_at: float | None = None
 
 
@@ -196,6 +203,8 @@ class Dispatch:
     def _on_tokens(self, leg: _Leg, event: Tokens) -> None:
         if not self.generated:
             leg.prompt_is_done()
+            if self.work.leads:
+                self.dispatcher.gate.prompt_done(self.work.ticket, self.work.uncached_tokens)
             self.dispatcher.remember_prefill(leg.worker.record.id, self.work.block_keys)
         self._parked_at = None
         self.generated.extend(event.token_ids)
@@ -220,15 +229,22 @@ class Dispatch:
         if route is not None and route.prefill_worker is not None:
             decoder = self.dispatcher.worker(route.decode_worker)
             if decoder is not None:
-                tokens = self._tokens_of(event.block_keys)
-                decoder.link.prefetch(self._wire_id("decode"), event.block_keys, tokens)
+                decoder.link.prefetch(self._prefetch(event.block_keys))
 
-    def _tokens_of(self, block_keys: list[bytes]) -> list[int]:
+    def _prefetch(self, block_keys: list[bytes]) -> Prefetch:
+        """What the decode worker is told of blocks that exist now, first to last of the prompt."""
         work, tokens = self.work, list[int]()
-        for key in block_keys:
-            start = work.block_keys.index(key) * work.block_tokens
+        indices = sorted(work.block_keys.index(key) for key in block_keys)
+        for index in indices:
+            start = index * work.block_tokens
             tokens += work.prompt_tokens[start : start + work.block_tokens]
-        return tokens
+        return Prefetch(
+            request_id=self._wire_id("decode"),
+            block_keys=[work.block_keys[index] for index in indices],
+            tokens=tokens,
+            namespace=work.namespace,
+            num_shared_blocks=sum(index < work.num_shared_blocks for index in indices),
+        )
 
     def _on_prefilled(self, leg: _Leg, event: Prefilled) -> None:
         leg.prompt_is_done()
@@ -307,9 +323,12 @@ class Dispatch:
                 prompt_tokens=work.prompt_tokens,
                 sampling=work.sampling,
                 namespace=work.namespace,
+                cache_salt=work.cache_salt,
+                num_shared_blocks=work.num_shared_blocks,
                 generated_tokens=list(self.generated),
                 handoff=self._handoff if phase == "decode" else None,
                 expires_in_s=expires_in_s,
+                priority=work.ticket.priority,
             ),
             self._leg,
         )
@@ -343,6 +362,7 @@ class Dispatch:
     def _close(self) -> None:
         self.is_over = True
         self.dispatcher.unpark(self)
+        self.dispatcher.gate.choice_over(self.work.ticket, len(self.generated))
 
     def _refusal(self) -> GatewayError:
         retry_after_s = self.dispatcher.retry_after_s

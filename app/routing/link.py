@@ -146,9 +146,9 @@ class Link:
             self._closing.popitem(last=False)
         self._post(Cancel(request_id=request_id))
 
-    def prefetch(self, request_id: str, block_keys: list[bytes], tokens: list[int]) -> None:
+    def prefetch(self, message: Prefetch) -> None:
         """Tell the worker about blocks, and the tokens in them, that a coming request will want."""
-        self._post(Prefetch(request_id=request_id, block_keys=block_keys, tokens=tokens))
+        self._post(message)
 
     async def run(self, on_open: Callable[[], None]) -> None:
         """Connect and serve until the connection ends. Returns the same way whether it broke or was closed."""

@@ -43,7 +43,7 @@ class FakePool:
 
     num_blocks = 0
 
-    async def lookup(self, keys: Sequence[bytes]) -> int:
+    async def lookup(self, keys: Sequence[bytes], namespace: str = "default") -> int:
         return min(self.num_blocks, len(keys))
 
     async def stats(self) -> dict[str, int]:

@@ -211,7 +211,7 @@ class EchoWorker:
         keys = block_keys(
             prompt, block_tokens=BLOCK_TOKENS, fingerprint=FINGERPRINT, namespace=submit.namespace
         )
-        handoff = Handoff(block_keys=keys, tail_key=tail_key(request_id), num_tokens=len(prompt))
+        handoff = Handoff(block_keys=keys, tail_key=tail_key(request_id, "default"), num_tokens=len(prompt))
         if keys:
             events.append(BlocksPublished(request_id=request_id, block_keys=keys))
         return [*events, Prefilled(request_id=request_id, handoff=handoff, report=self._report(sequence))]

@@ -41,7 +41,7 @@ def test_a_block_already_there_is_not_sent_again(client: PoolClient) -> None:
 
 
 def test_a_tail_holds_fewer_tokens_and_replaces_an_older_one(client: PoolClient) -> None:
-    key = tail_key("request-1")
+    key = tail_key("request-1", "default")
     for tokens in ([7], [7, 8, 9]):
         payload = memoryview(os.urandom(FORMAT.payload_bytes))
         assert client.publish([PutItem(key, tokens, payload, ttl_s=60.0)])[0].ok

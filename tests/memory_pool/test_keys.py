@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_pool.keys import block_keys, namespace_of, tail_key
+from memory_pool.books import check_namespace
+from memory_pool.keys import SHARED_NAMESPACE, block_keys, namespace_at, namespace_of, tail_key
 
 
 def keys(
@@ -52,10 +53,47 @@ def test_model_namespace_and_block_size_part_the_names() -> None:
     assert len({key for variant in variants for key in variant}) == 16
 
 
-def test_namespaces_of_shifted_fields_differ() -> None:
-    assert namespace_of("org_1", "2345") != namespace_of("org_12345", "")
-    assert namespace_of("a") != namespace_of("a", "")
-    assert namespace_of("org_1", "2345") == namespace_of("org_1", "2345")
+def test_no_two_tenants_share_a_namespace() -> None:
+    odd = "org/1"
+    # A tenant may call itself what the server makes of another's name.
+    twin = namespace_of(odd).removeprefix("tenant-sha256:")
+    tenants = [None, "default", "shared", "a", "A", odd, "org/2", "", "..", "x" * 101, twin]
+    namespaces = [namespace_of(tenant) for tenant in tenants]
+    assert len(set(namespaces)) == len(tenants)
+    assert SHARED_NAMESPACE not in namespaces
+    assert [check_namespace(name) for name in namespaces] == namespaces
+
+
+def test_a_salt_parts_the_names_and_shifted_fields_differ() -> None:
+    def named(namespace: str, salt: str) -> bytes:
+        return block_keys([1, 2], block_tokens=2, fingerprint="m", namespace=namespace, salt=salt)[0]
+
+    assert named("n", "") == keys([1, 2])[0]
+    assert len({named("n", ""), named("n", "s"), named("ns", ""), named("", "ns"), named("other", "s")}) == 5
+
+
+def test_a_shared_prefix_has_one_name_for_all_and_what_follows_does_not() -> None:
+    def named(namespace: str, num_shared_blocks: int, salt: str = "") -> list[bytes]:
+        return block_keys(
+            list(range(8)),
+            block_tokens=2,
+            fingerprint="m",
+            namespace=namespace,
+            salt=salt,
+            num_shared_blocks=num_shared_blocks,
+        )
+
+    a, b = named("a", 2), named("b", 2)
+    assert a[:2] == b[:2] == named("a", 2, "salt")[:2] == keys(list(range(4)), namespace=SHARED_NAMESPACE)
+    assert not set(a[2:]) & set(b[2:])
+    assert not set(a[2:]) & set(named("a", 2, "salt")[2:])
+    # The branch is no continuation of the shared chain, nor of the tenant's own.
+    assert not set(a) & {*named(SHARED_NAMESPACE, 0)[2:], *named("a", 0)}
+    assert [namespace_at(i, namespace="a", num_shared_blocks=2) for i in (0, 1, 2)] == [
+        "shared",
+        "shared",
+        "a",
+    ]
 
 
 def test_a_segment_shares_its_tag_and_long_chains_spread() -> None:
@@ -66,8 +104,9 @@ def test_a_segment_shares_its_tag_and_long_chains_spread() -> None:
 
 
 def test_tail_names_are_per_request() -> None:
-    assert len(tail_key("a")) == 32
-    assert tail_key("a") == tail_key("a") != tail_key("b")
+    assert len(tail_key("a", "n")) == 32
+    assert tail_key("a", "n") == tail_key("a", "n")
+    assert len({tail_key("a", "n"), tail_key("b", "n"), tail_key("a", "m")}) == 3
 
 
 @pytest.mark.parametrize("tokens", [[-1, 0], [0, 1 << 32]])
