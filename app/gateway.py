@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Mapping
 import httpx
 from fastapi import FastAPI
 
+from app.admission.admission import Admission
+from app.admission.gate import Gate
 from app.api.answers import Desk
 from app.api.chat import chat_router
 from app.api.completions import completions_router
@@ -65,14 +67,14 @@ def create_app(
     metrics = GatewayMetrics(next(iter(served)))
     history = History(settings.history_size)
     workers = Workers(reader, poll_s=settings.directory_poll_s, open_channel=open_channel)
+    gate = new_gate(settings, workers, metrics)
     dispatcher = Dispatcher(
-        workers,
-        max_in_flight=settings.max_in_flight,
-        failover_s=settings.failover_s,
-        retry_after_s=settings.retry_after_s,
+        workers, gate=gate, failover_s=settings.failover_s, retry_after_s=settings.retry_after_s
     )
     metrics.watch(dispatcher, workers)
-    generator = Generator(dispatcher=dispatcher, pool=memory_pool, history=history, metrics=metrics)
+    generator = Generator(
+        dispatcher=dispatcher, gate=gate, pool=memory_pool, history=history, metrics=metrics
+    )
     pulse = Pulse()
     desk = Desk(settings=settings, models=served, generator=generator, metrics=metrics, pulse=pulse)
     client = httpx.AsyncClient(timeout=30, trust_env=False, transport=http_transport)
@@ -80,7 +82,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warm_link_costs()
-        tasks = [asyncio.create_task(part.run()) for part in (workers, dispatcher, pulse)]
+        tasks = [asyncio.create_task(part.run()) for part in (workers, dispatcher, gate, pulse)]
         try:
             yield
         finally:
@@ -103,6 +105,23 @@ def create_app(
     install_error_handlers(app)
     app.add_middleware(Entrance, settings=settings, metrics=metrics)
     return app
+
+
+def new_gate(settings: Settings, workers: Workers, metrics: GatewayMetrics) -> Gate:
+    """The queue in front of the workers."""
+    admission = Admission(
+        max_requests=settings.max_in_flight,
+        max_queued_per_tenant=settings.max_queued_per_tenant,
+        ttft_target_s=settings.ttft_target_s,
+        tpot_target_s=settings.tpot_target_s,
+    )
+    return Gate(
+        admission,
+        capacity=lambda: workers.capacity(settings.max_sequences_per_worker),
+        clock=time.monotonic,
+        retry_after_s=settings.retry_after_s,
+        on_reject=metrics.rejected,
+    )
 
 
 def load_models(settings: Settings) -> dict[str, ServedModel]:

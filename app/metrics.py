@@ -5,7 +5,7 @@ measured at the gateway, on its monotonic clock; the workers export their own si
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -16,9 +16,10 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.admission.admission import Admission
 from app.requests.record import RequestRecord
 from app.routing.dispatcher import Dispatcher
 from app.routing.workers import Workers
@@ -105,6 +106,8 @@ REQUEST_S = (
 )
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 CHOICES = (1, 2, 5, 10, 20)
+MAX_LABELS = 100
+"""Tenants with a time series of their own."""
 
 
 class TokenHistogram(Collector):
@@ -255,11 +258,12 @@ class GatewayMetrics:
         in_flight = Gauge(
             "cloudmatrix_requests_in_flight", "Requests admitted and not answered.", registry=self.registry
         )
-        in_flight.set_function(lambda: dispatcher.num_in_flight)
+        in_flight.set_function(lambda: dispatcher.gate.admission.num_requests)
         parked = Gauge(
             "cloudmatrix_choices_parked", "Choices waiting for a worker to appear.", registry=self.registry
         )
         parked.set_function(lambda: dispatcher.num_parked)
+        self.registry.register(_AdmissionGauges(dispatcher.gate.admission))
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, documentation, ["model_name"], buckets=buckets, registry=self.registry)
@@ -297,3 +301,50 @@ class _WorkerGauges(Collector):
             families["kv"].add_metric(labels, record.kv_blocks_used / max(1, record.kv_blocks_total))
             families["up"].add_metric([record.id, record.role], float(worker.is_routable))
         yield from families.values()
+
+
+class _AdmissionGauges(Collector):
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def collect(self) -> Iterator[Metric]:
+        admission = self._admission
+        queued = GaugeMetricFamily(
+            "cloudmatrix_requests_queued", "Requests that wait in the gateway, by tenant.", labels=["tenant"]
+        )
+        for tenant, number in capped(admission.queued_by_tenant()).items():
+            queued.add_metric([tenant], number)
+        yield queued
+        served = CounterMetricFamily(
+            "cloudmatrix_tenant_service_tokens",
+            "Virtual tokens (prompt computed + 2 x output) served to a tenant.",
+            labels=["tenant"],
+        )
+        for tenant, tokens in capped(admission.service).items():
+            served.add_metric([tenant], tokens)
+        yield served
+        index = admission.fairness.index()
+        fairness = GaugeMetricFamily(
+            "cloudmatrix_fairness_index",
+            "Jain's index of weighted service among tenants that competed in the last minute; absent when none did.",
+        )
+        if index is not None:
+            fairness.add_metric([], index)
+        yield fairness
+        yield GaugeMetricFamily(
+            "cloudmatrix_sequences_released", "Sequences with the workers.", value=admission.num_sequences
+        )
+        yield GaugeMetricFamily(
+            "cloudmatrix_prompt_tokens_released",
+            "Prompt tokens with the workers that are not computed yet.",
+            value=admission.prompt_tokens,
+        )
+
+
+def capped(values: Mapping[str, float]) -> dict[str, float]:
+    """The largest values by label, at most `MAX_LABELS`; the sum of the others as `other`."""
+    ordered = sorted(values.items(), key=lambda item: (-item[1], item[0]))
+    shown = dict(ordered[:MAX_LABELS])
+    if len(ordered) > MAX_LABELS:
+        shown["other"] = sum(value for _, value in ordered[MAX_LABELS:])
+    return shown

@@ -28,6 +28,14 @@ class Settings(BaseSettings):
 
     max_in_flight: int = Field(default=512, ge=1)
     """Requests served or waiting at once; the next one gets a 429."""
+    max_queued_per_tenant: int = Field(default=512, ge=1)
+    """Requests of one tenant that wait for a worker; its next one gets a 429."""
+    max_sequences_per_worker: int = Field(default=64, ge=1)
+    """Sequences sent to a decode worker at once, per worker; the others wait in the gateway, in fair order."""
+    ttft_target_s: float = Field(default=120.0, gt=0)
+    """Longest time to first token worth serving: who would wait longer is refused at once, or dropped when it did."""
+    tpot_target_s: float | None = Field(default=None, gt=0)
+    """Time per output token to keep: fewer sequences decode together when it is exceeded. None: no such limit."""
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
     """Largest request body accepted."""
     max_choices: int = Field(default=16, ge=1, le=128)

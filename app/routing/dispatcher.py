@@ -1,11 +1,12 @@
-"""Carrying requests over their workers. `Dispatcher` admits and starts them; each choice is one `Dispatch`."""
+"""Carrying requests over their workers. `Dispatcher` knows what they share; each choice is one `Dispatch`."""
 
 import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from app.errors import OverloadedError, UnavailableError
+from app.admission.gate import Gate
+from app.errors import UnavailableError
 from app.routing.dispatch import Dispatch, Work
 from app.routing.router import Demand, Route, route
 from app.routing.scorers import Candidate
@@ -24,43 +25,24 @@ class Dispatcher:
         self,
         workers: Workers,
         *,
-        max_in_flight: int,
+        gate: Gate,
         failover_s: float,
         retry_after_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.gate = gate
         self.clock = clock
         self.failover_s = failover_s
         self.retry_after_s = retry_after_s
         self._workers = workers
-        self._max_in_flight = max_in_flight
-        self._num_in_flight = 0
         self._parked: dict[Dispatch, None] = {}
         self._local_blocks: dict[str, OrderedDict[bytes, None]] = {}
-        workers.on_change = self._resume_parked
-
-    @property
-    def num_in_flight(self) -> int:
-        """Requests admitted and not released."""
-        return self._num_in_flight
+        workers.on_change = self._workers_changed
 
     @property
     def num_parked(self) -> int:
         """Choices that wait for a worker to appear."""
         return len(self._parked)
-
-    def admit(self) -> None:
-        """Take one of the places for requests in flight. Raises OverloadedError when all are taken."""
-        if self._num_in_flight >= self._max_in_flight:
-            raise OverloadedError(
-                f"{self._max_in_flight} requests are in flight, which is the limit; try again shortly",
-                retry_after_s=self.retry_after_s,
-            )
-        self._num_in_flight += 1
-
-    def release(self) -> None:
-        """Give the place back."""
-        self._num_in_flight -= 1
 
     def layout(self, model: str) -> WorkerRecord:
         """The record of a worker of `model`, for what all its workers share: fingerprint and KV layout.
@@ -72,11 +54,10 @@ class Dispatcher:
                 return worker.record
         raise UnavailableError(f"no worker can serve {model} now", retry_after_s=self.retry_after_s)
 
-    def start(self, works: Sequence[Work]) -> list[Dispatch]:
-        """Begin to carry out choices of one prompt, which share one prefill. The first is the one that prefills."""
+    def prepare(self, works: Sequence[Work]) -> list[Dispatch]:
+        """Choices of one prompt, which share one prefill: all go when the first is told to `begin`."""
         dispatches = [Dispatch(self, work) for work in works]
         dispatches[0].followers = dispatches[1:]
-        dispatches[0].begin()
         return dispatches
 
     async def run(self) -> None:
@@ -132,6 +113,10 @@ class Dispatcher:
     def unpark(self, dispatch: Dispatch) -> None:
         """The choice no longer waits."""
         self._parked.pop(dispatch, None)
+
+    def _workers_changed(self) -> None:
+        self._resume_parked()
+        self.gate.changed()
 
     def _resume_parked(self) -> None:
         for dispatch in list(self._parked):

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from app.admission.admission import Capacity
 from app.routing.link import Connect, Link, open_websocket
 from engine.protocol import WorkerRecord
 from memory_pool.directory import DirectoryError
@@ -74,6 +75,13 @@ class Workers:
     def get(self, worker_id: str) -> Worker | None:
         """The worker of that id, if known."""
         return self._workers.get(worker_id)
+
+    def capacity(self, max_sequences_per_worker: int) -> Capacity:
+        """What all of them may hold, by role; one side does for both where the other is missing."""
+        routable = [worker.record for worker in self._workers.values() if worker.is_routable]
+        decode = sum(record.role != "prefill" for record in routable) or len(routable)
+        prefill = sum(record.role != "decode" for record in routable) or len(routable)
+        return Capacity(max_sequences=decode * max_sequences_per_worker, num_prefill_workers=prefill)
 
     async def run(self) -> None:
         """Follow the directory until cancelled."""

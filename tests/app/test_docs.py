@@ -22,7 +22,7 @@ def test_settings_are_documented_with_their_defaults() -> None:
         if isinstance(default, float):
             assert float(documented) == default, name
         else:
-            assert documented == ("none" if default == () else str(default)), name
+            assert documented == ("none" if default in ((), None) else str(default)), name
 
 
 async def test_metrics_are_documented(gateway: Gateway) -> None:
