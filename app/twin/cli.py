@@ -120,50 +120,68 @@ def compare(
         _print(run(left, right, _values(scenario, set_)), as_json, _comparison_table)
 
 
+BaseUrl = Annotated[str, typer.Option(help="Gateway of the running service.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="CLOUDMATRIX_API_KEY")]
+Rate = Annotated[float, typer.Option(min=0.01, help="Arrivals per second.")]
+
+
 @twin_app.command()
 def calibrate(
-    base_url: Annotated[str, typer.Option(help="Gateway of the running service.")],
+    base_url: BaseUrl,
     model: Annotated[str, typer.Option(help="Model to measure.")],
     out: Annotated[Path, typer.Option(help="Where to write the profile.")] = Path("twin-profile.json"),
-    api_key: Annotated[str | None, typer.Option(envvar="CLOUDMATRIX_API_KEY")] = None,
-    requests: Annotated[int, typer.Option(min=8, help="Requests to measure with.")] = 48,
+    api_key: ApiKey = None,
+    requests: Annotated[int, typer.Option(min=8, help="About how many requests measure the parts.")] = 48,
+    load_requests: Annotated[int, typer.Option(min=1, help="Requests of the load that is fitted.")] = 40,
+    rate: Rate = 1.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Learn this machine's step times from a run through the live service."""
-    from app.twin.live import calibrate as run
+    from app.twin.calibrate import calibrate as run
 
     with _clear_errors():
-        result = run(base_url, model, api_key=api_key, num_requests=requests)
+        result = run(
+            base_url, model, api_key=api_key, num_requests=requests, load_requests=load_requests, rate=rate
+        )
         result.write(out)
         _print(result.as_dict(), as_json, _key_table(f"profile, written to {out}"))
 
 
 @twin_app.command()
 def live(
-    base_url: Annotated[str, typer.Option(help="Gateway of the running service.")],
+    base_url: BaseUrl,
     model: Annotated[str, typer.Option(help="Model to drive.")],
-    profile: Annotated[Path, typer.Option(help="A profile of `twin calibrate`.")],
-    requests: Annotated[int, typer.Option(min=1)] = 40,
-    rate: Annotated[float, typer.Option(min=0.01, help="Arrivals per second.")] = 1.0,
-    seed: Annotated[int, typer.Option()] = 0,
-    api_key: Annotated[str | None, typer.Option(envvar="CLOUDMATRIX_API_KEY")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="A profile of `twin calibrate`; without one it calibrates first.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of a round.")] = 40,
+    rate: Rate = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Workloads; errors are medians over them.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the first round.")] = 0,
+    api_key: ApiKey = None,
     as_json: JsonFlag = False,
 ) -> None:
     """The same workload through the service and through its twin, and how far apart they are."""
+    from app.twin.calibrate import calibrate as calibrate_first
     from app.twin.live import compare_live
     from app.twin.profile import Profile
 
     with _clear_errors():
+        if profile is None:
+            known = calibrate_first(base_url, model, api_key=api_key, load_requests=requests, rate=rate)
+        else:
+            known = Profile.read(profile)
         result = compare_live(
             base_url,
             model,
-            Profile.read(profile),
+            known,
             num_requests=requests,
             rate=rate,
+            rounds=rounds,
             seed=seed,
             api_key=api_key,
         )
-        _print(result, as_json, _key_table("live (measured) against twin (simulated)"))
+        _print(result, as_json, _live_table)
 
 
 @twin_app.command()
@@ -266,6 +284,37 @@ def _comparison_table(result: dict[str, Any]) -> Table:
     for figure, ratio in result["ratio"].items():
         a, b = result["sides"][left][figure], result["sides"][right][figure]
         table.add_row(figure, _text(a), _text(b), f"x{ratio:.3g}")
+    return table
+
+
+def _live_table(result: dict[str, Any]) -> Table:
+    rounds = result["rounds"]
+    verdict = "drift alarm: " + ", ".join(result["drifted"]) if result["drift_alarm"] else "no drift"
+    if result["is_disturbed"]:
+        verdict += "; neighbours used this machine's cores all the time: measure again when it is quiet"
+    disturbed = sum(one["disturbed"] for one in rounds)
+    table = Table(
+        "figure", *(f"round {i}: measured / simulated" for i in range(1, len(rounds) + 1)), "median error", "within",
+        title="live (measured) against twin (simulated)",
+        caption=f"{verdict}. {disturbed} of {sum(one['requests'] for one in rounds)} requests ran beside neighbours",
+    )  # fmt: skip
+    figures = {
+        "ttft_p50": ("TTFT p50 (ms)", 1e3, 0.15),
+        "tpot_p50": ("TPOT p50 (ms)", 1e3, 0.15),
+        "output_tokens_per_s": ("output tokens/s", 1.0, 0.15),
+        "cache_hit_token_share": ("hit share (%)", 100.0, 0.02),
+    }
+
+    def figure(side: dict[str, Any], name: str) -> float:
+        return float(side[name.replace("_p50", "_s")]["p50"] if "_p50" in name else side[name])
+
+    for name, (title, scale, limit) in figures.items():
+        pairs = [
+            f"{scale * figure(one['live_measured'], name):.4g} / {scale * figure(one['twin_simulated'], name):.4g}"
+            for one in rounds
+        ]
+        unit = " points" if "share" in name else " %"
+        table.add_row(title, *pairs, f"{100 * result['errors'][name]:+.1f}{unit}", f"{100 * limit:g}{unit}")
     return table
 
 

@@ -6,12 +6,13 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 
 from app.twin.errors import TwinError
+from app.twin.neighbours import Neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +26,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a client saw of a call. `token_at_s`: instants of the chunks after sending, on the client's clock."""
+    """What a client saw of a call. `token_at_s`: instants of the chunks after sending, on the client's clock.
+
+    `neighbour_cores`: cores of this machine that other programs kept busy meanwhile; None when that is unknown.
+    """
 
     call: Call
     sent_at_s: float
     token_at_s: tuple[float, ...]
     completion_tokens: int
     record: dict[str, Any]
+    neighbour_cores: float | None = None
 
     @property
     def ttft_s(self) -> float:
@@ -64,15 +69,29 @@ class Service:
             raise TwinError(f"{self.base_url}{path}: {error}") from None
         return found
 
-    def drive(self, calls: Sequence[Call]) -> list[Seen]:
-        """Send all calls at their instants and wait for all answers."""
-        return asyncio.run(self._drive(calls))
+    def workers(self) -> list[dict[str, Any]]:
+        """The workers that serve the model. Raises `TwinError` when there is none."""
+        workers = [w for w in self.get("/api/workers")["workers"] if w.get("model") == self.model]
+        if not workers:
+            raise TwinError(f"model: no worker of {self.base_url} serves {self.model!r}")
+        return workers
 
-    async def _drive(self, calls: Sequence[Call]) -> list[Seen]:
+    def drive(self, calls: Sequence[Call], neighbours: Neighbours | None = None) -> list[Seen]:
+        """Send all calls at their instants and wait for all answers."""
+        started, seen = asyncio.run(self._drive(calls))
+        if neighbours is None:
+            return seen
+        return [
+            replace(s, neighbour_cores=neighbours.share(begun, begun + s.token_at_s[-1]))
+            for s in seen
+            for begun in (started + s.sent_at_s,)
+        ]
+
+    async def _drive(self, calls: Sequence[Call]) -> tuple[float, list[Seen]]:
         limits = httpx.Limits(max_connections=len(calls) + 1)
         async with httpx.AsyncClient(headers=self._headers, timeout=600, limits=limits) as client:
             started = time.perf_counter()
-            return list(await asyncio.gather(*(self._one(client, call, started) for call in calls)))
+            return started, await asyncio.gather(*(self._one(client, call, started) for call in calls))
 
     async def _one(self, client: httpx.AsyncClient, call: Call, started: float) -> Seen:
         await asyncio.sleep(max(0.0, started + call.at_s - time.perf_counter()))

@@ -1,12 +1,9 @@
-"""The live service beside its twin: `calibrate` learns a profile, `compare_live` holds both to the same
-workload.
-"""
+"""The live service beside its twin: one workload through both, their figures, the errors, and the drift alarm."""
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from random import Random
 from statistics import median
 from typing import Any
@@ -14,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from app.twin.client import Call, Seen, Service
-from app.twin.errors import TwinError
+from app.twin.instance import Job
+from app.twin.neighbours import Neighbours
 from app.twin.profile import LiveMachine, Profile
 from app.twin.replay import percentiles
 from app.twin.simulator import Deployment, Outcome, Simulator
@@ -23,107 +21,11 @@ from engine.config import KVLayout
 from engine.scheduler import Limits
 
 BLOCK_TOKENS = KVLayout(num_layers=1, num_kv_heads=1, head_dim=1).block_tokens
-PROMPT_LENGTHS = (16, 64, 160, 320, 512, 768)
-BATCHES = (1, 2, 4, 8)
 TIME_ALARM = 0.15
 HIT_ALARM = 0.02
-"""Drift above which the twin no longer speaks for the service: relative for times, absolute for the hit
-share.
-"""
-
-
-def calibrate(base_url: str, model: str, *, api_key: str | None = None, num_requests: int = 48) -> Profile:
-    """Measure a running service. Raises `TwinError` when it cannot be reached or serves nothing."""
-    service = Service(base_url, model, api_key)
-    workers = [w for w in service.get("/api/workers")["workers"] if w.get("model") == model]
-    if not workers:
-        raise TwinError(f"model: no worker of {service.base_url} serves {model!r}")
-    random = Random(secrets.token_hex())  # noqa: S311 - prompts that no pool has seen
-    repeats = max(2, num_requests // (2 * len(PROMPT_LENGTHS)))
-    service.drive([Call(0, _tokens(random, 64), 8)])
-    idle, again = [], []
-    for _ in range(repeats):
-        for length in PROMPT_LENGTHS:
-            prompt = _tokens(random, length)
-            idle += service.drive([Call(0, prompt, 24)])
-            again += service.drive([Call(0, prompt, 2)])
-    batches = [
-        service.drive([Call(0, _tokens(random, 32 if b > 1 else n), 48) for _ in range(b)])
-        for b in BATCHES
-        for n in ((32, 512) if b == 1 else (32,))
-    ]
-    mixed = service.drive(
-        [Call(0, _tokens(random, 32), 160) for _ in range(2)]
-        + [Call(0.5 + 0.6 * i, _tokens(random, 512), 2) for i in range(5)]
-    )
-    return build_profile(model, workers, idle, again, batches, mixed)
-
-
-def build_profile(
-    model: str,
-    workers: Sequence[dict[str, Any]],
-    idle: Sequence[Seen],
-    again: Sequence[Seen],
-    batches: Sequence[Sequence[Seen]],
-    mixed: Sequence[Seen],
-) -> Profile:
-    """Solve for a profile.
-
-    `idle`: one request at a time, new prompts; `again`: the same prompts once more; `batches`: several at
-    once, the same length each; `mixed`: two long answers, then prompts that come while those are being
-    decoded.
-    """
-    steps = Limits().max_step_tokens
-    step_s, token_s, attended_s = _solve(
-        [_prefill_terms(_prompt(s), steps) for s in idle], [_phase_s(s, "prefill") for s in idle]
-    )
-
-    def alone_s(seen: Seen) -> float:
-        return float(np.dot([step_s, token_s, attended_s], _prefill_terms(_prompt(seen), steps)))
-
-    rows, gaps = [], []
-    for group in [*([s] for s in idle), *batches]:
-        for seen in group:
-            rows.append([1.0, len(group), len(group) * (_prompt(seen) + seen.completion_tokens / 2)])
-            gaps.append(_gap_s(seen))
-    fixed_s, row_s, context_s = _solve(rows, gaps)
-    everyone = [*idle, *(seen for group in batches for seen in group)]
-    handover = [
-        (_prompt(s), max(0.0, s.token_at_s[1] - s.token_at_s[0] - _gap_s(s))) for s in idle if _has_gaps(s)
-    ]
-    handover_fixed, handover_token = _solve(
-        [[1.0, n] for n, _ in handover], [seconds for _, seconds in handover]
-    )
-    errors = [abs(alone_s(s) / _phase_s(s, "prefill") - 1) for s in idle]
-    errors += [
-        abs(float(np.dot([fixed_s, row_s, context_s], r)) / g - 1) for r, g in zip(rows, gaps, strict=True)
-    ]
-    kinds = {role: [w for w in workers if w["role"] in (role, "both")] for role in ("prefill", "decode")}
-    return Profile(
-        model=model,
-        num_prefill=max(1, len(kinds["prefill"])),
-        num_decode=max(1, len(kinds["decode"])),
-        block_tokens=BLOCK_TOKENS,
-        kv_bytes_per_token=_kv_bytes_per_token(idle),
-        max_step_tokens=steps,
-        prefill_kv_tokens=max(w["kv_blocks_total"] for w in kinds["prefill"] or workers) * BLOCK_TOKENS,
-        decode_kv_tokens=max(w["kv_blocks_total"] for w in kinds["decode"] or workers) * BLOCK_TOKENS,
-        request_fixed_s=median(s.ttft_s - _phase_s(s, "prefill") for s in idle),
-        prefill_step_s=step_s,
-        prefill_token_s=token_s,
-        prefill_attended_s=attended_s,
-        cached_token_s=_cached_token_s(again, (step_s, token_s, attended_s)),
-        tokens_per_decode_step=max(1.0, median(_tokens_per_chunk(s) for s in everyone)),
-        decode_fixed_s=fixed_s,
-        decode_sequence_s=row_s,
-        decode_attended_s=context_s,
-        handover_fixed_s=handover_fixed,
-        handover_token_s=handover_token,
-        prefill_slowdown=max(1.0, median(_phase_s(s, "prefill") / alone_s(s) for s in mixed[2:])),
-        decode_slowdown=_decode_slowdown(mixed, fixed_s + 2 * row_s + 2 * context_s * 112),
-        fit_error=float(np.mean(errors)),
-        num_samples=len(errors),
-    )
+"""Drift above which the twin no longer speaks for the service: relative for times, absolute for the hit share."""
+QUIET_CORES = 0.25
+"""Cores that neighbours keep busy beside a request up to which its times count."""
 
 
 def simulate(requests: Sequence[Request], profile: Profile, seed: int = 0) -> Outcome:
@@ -153,41 +55,69 @@ def compare_live(
     num_requests: int = 40,
     rate: float = 1.0,
     seed: int = 0,
+    rounds: int = 1,
     api_key: str | None = None,
 ) -> dict[str, Any]:
-    """The JSON object of `twin live`: measured and simulated figures of one workload, their errors, and the
-    alarm.
+    """The JSON object of `twin live`: measured and simulated figures of each round, and the median error.
+
+    Each round is a workload of its own (`seed`, `seed + 1`, …). Drift is judged on the medians over the rounds.
     """
     service = Service(base_url, model, api_key)
-    seen = service.drive(workload(num_requests, rate, seed))
-    return against_twin(seen, profile, seed)
+    found = []
+    with Neighbours(w["pid"] for w in service.workers()) as neighbours:
+        for number in range(rounds):
+            seen = service.drive(workload(num_requests, rate, seed + number), neighbours)
+            found.append({"seed": seed + number, **against_twin(seen, profile, seed + number)})
+    errors = {name: median(one["errors"][name] for one in found) for name in found[0]["errors"]}
+    return {"rounds": found, "errors": errors, **_alarm(errors, found)}
 
 
 def against_twin(seen: Sequence[Seen], profile: Profile, seed: int = 0) -> dict[str, Any]:
-    """What was measured beside what the twin makes of the same requests."""
+    """What was measured beside what the twin makes of the same requests.
+
+    TTFT and TPOT are taken, on both sides, over the requests that neighbours on this machine left alone, unless that
+    is less than half; `disturbed` says how many were not.
+    """
     ordered = sorted(seen, key=lambda s: s.sent_at_s)
+    counted = [i for i, s in enumerate(ordered) if is_quiet(s)]
+    disturbed = len(ordered) - len(counted)
+    if 2 * len(counted) < len(ordered):
+        counted = list(range(len(ordered)))
     # How often speculation is right depends on the text that was written, as the number of its tokens does.
-    per_step = max(1.0, sum(map(_tokens_per_chunk, seen)) / len(seen))
-    profile = replace(profile, tokens_per_decode_step=per_step)
-    twin = figures(simulate([as_request(s, profile.block_tokens) for s in ordered], profile, seed), profile)
-    live = live_figures(ordered)
+    profile = replace(profile, tokens_per_decode_step=tokens_per_chunk(ordered))
+    requests = [as_request(s, profile.block_tokens) for s in ordered]
+    twin = figures(simulate(requests, profile, seed), profile, counted)
+    live = live_figures(ordered, counted)
     errors = {
         "ttft_p50": twin["ttft_s"]["p50"] / live["ttft_s"]["p50"] - 1,
         "tpot_p50": twin["tpot_s"]["p50"] / live["tpot_s"]["p50"] - 1,
         "output_tokens_per_s": twin["output_tokens_per_s"] / live["output_tokens_per_s"] - 1,
         "cache_hit_token_share": twin["cache_hit_token_share"] - live["cache_hit_token_share"],
     }
-    drifted = [
-        name for name, error in errors.items() if abs(error) > (HIT_ALARM if "share" in name else TIME_ALARM)
-    ]
     return {
         "requests": len(ordered),
+        "disturbed": disturbed,
         "live_measured": live,
         "twin_simulated": twin,
         "errors": errors,
-        "drift_alarm": bool(drifted),
-        "drifted": drifted,
+        **_alarm(errors, []),
     }
+
+
+def _alarm(errors: dict[str, float], rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Whether the twin drifted, and in what. Beside neighbours in every round nobody can tell: `is_disturbed`."""
+    drifted = [
+        name for name, error in errors.items() if abs(error) > (HIT_ALARM if "share" in name else TIME_ALARM)
+    ]
+    found: dict[str, Any] = {"drift_alarm": bool(drifted), "drifted": drifted}
+    if rounds:
+        found["is_disturbed"] = all(2 * one["disturbed"] > one["requests"] for one in rounds)
+    return found
+
+
+def is_quiet(seen: Seen) -> bool:
+    """Whether nothing is known of neighbours that kept the machine's cores busy beside this request."""
+    return seen.neighbour_cores is None or seen.neighbour_cores <= QUIET_CORES
 
 
 def workload(num_requests: int, rate: float, seed: int) -> list[Call]:
@@ -195,12 +125,12 @@ def workload(num_requests: int, rate: float, seed: int) -> list[Call]:
     random = Random(seed + 1)  # noqa: S311 - a workload, not a secret
     # The same lengths and instants for a seed, but other tokens each time: the pool remembers earlier runs.
     words = Random(secrets.token_hex())  # noqa: S311
-    prefixes = [_tokens(words, n * BLOCK_TOKENS) for n in (4, 6, 8, 10)]
+    prefixes = [token_ids(words, n * BLOCK_TOKENS) for n in (4, 6, 8, 10)]
     calls, at_s = [], 0.0
     for _ in range(num_requests):
         at_s += random.expovariate(rate)
         start = random.choice(prefixes) if random.random() < 0.5 else ()
-        calls.append(Call(at_s, start + _tokens(words, random.randint(64, 320)), random.randint(16, 64)))
+        calls.append(Call(at_s, start + token_ids(words, random.randint(64, 320)), random.randint(16, 64)))
     return calls
 
 
@@ -215,127 +145,55 @@ def as_request(seen: Seen, block_tokens: int) -> Request:
     return Request(seen.sent_at_s, len(prompt), max(1, seen.completion_tokens), tuple(names))
 
 
-def figures(outcome: Outcome, profile: Profile) -> dict[str, Any]:
-    """The twin's TTFT, TPOT, rate and hit share; the service's fixed part belongs to every TTFT."""
-    done = [j for j in outcome.jobs if j.finished_at is not None and j.first_token_at is not None]
-    ttft = [
-        j.first_token_at - j.arrived_at + profile.request_fixed_s
-        for j in done
-        if j.first_token_at is not None
-    ]
-    tpot = [
-        (j.finished_at - j.first_token_at) / (j.request.output_tokens - 1)
-        for j in done
-        if j.finished_at is not None and j.first_token_at is not None and j.request.output_tokens > 1
-    ]
-    end_s = max((j.finished_at or 0.0 for j in done), default=0.0) + profile.request_fixed_s
-    output = sum(j.request.output_tokens for j in done)
-    cached = sum(j.cached_tokens for j in done)
+def figures(outcome: Outcome, profile: Profile, counted: Collection[int] | None = None) -> dict[str, Any]:
+    """The twin's TTFT, TPOT, rate and hit share; times of the jobs numbered in `counted` (None: of all)."""
+    done = [job for job in outcome.jobs if job.finished_at is not None]
+    timed = done if counted is None else [job for job in done if job.number in counted]
+    end_s = max((job.finished_at or 0.0 for job in done), default=0.0) + profile.request_fixed_s
+    cached = sum(job.cached_tokens for job in done)
     return {
         "completed": len(done),
-        "ttft_s": percentiles(ttft),
-        "tpot_s": percentiles(tpot),
-        "output_tokens_per_s": output / max(end_s, 1e-9),
-        "cache_hit_token_share": cached / max(1, sum(j.request.prompt_tokens for j in done)),
+        "ttft_s": percentiles([t for job in timed if (t := served_ttft_s(job, profile)) is not None]),
+        "tpot_s": percentiles([t for job in timed if (t := served_tpot_s(job)) is not None]),
+        "output_tokens_per_s": sum(job.request.output_tokens for job in done) / max(end_s, 1e-9),
+        "cache_hit_token_share": cached / max(1, sum(job.request.prompt_tokens for job in done)),
     }
 
 
-def live_figures(seen: Sequence[Seen]) -> dict[str, Any]:
+def served_ttft_s(job: Job, profile: Profile) -> float | None:
+    """Simulated seconds to the first token; the service's fixed part belongs to every request."""
+    if job.first_token_at is None:
+        return None
+    return job.first_token_at - job.arrived_at + profile.request_fixed_s
+
+
+def served_tpot_s(job: Job) -> float | None:
+    """Simulated seconds per token after the first; None for a request that has none or was not finished."""
+    if job.finished_at is None or job.first_token_at is None or job.request.output_tokens < 2:
+        return None
+    return (job.finished_at - job.first_token_at) / (job.request.output_tokens - 1)
+
+
+def live_figures(seen: Sequence[Seen], counted: Collection[int] | None = None) -> dict[str, Any]:
     """The same figures as the client measured them; cached tokens are the service's own count."""
+    timed = [s for i, s in enumerate(seen) if counted is None or i in counted]
     end_s = max(s.sent_at_s + s.token_at_s[-1] for s in seen)
     cached = sum(s.record["usage"]["cached_tokens"] or 0 for s in seen)
     return {
         "completed": len(seen),
-        "ttft_s": percentiles([s.ttft_s for s in seen]),
-        "tpot_s": percentiles([s.tpot_s for s in seen if s.tpot_s is not None]),
+        "ttft_s": percentiles([s.ttft_s for s in timed]),
+        "tpot_s": percentiles([s.tpot_s for s in timed if s.tpot_s is not None]),
         "output_tokens_per_s": sum(s.completion_tokens for s in seen) / end_s,
         "cache_hit_token_share": cached / sum(len(s.call.prompt) for s in seen),
     }
 
 
-def _prompt(seen: Seen) -> int:
-    return len(seen.call.prompt)
+def tokens_per_chunk(seen: Sequence[Seen]) -> float:
+    """Tokens that came at a time after the first: more than one when the engine's guesses were right."""
+    chunks = sum(len(s.token_at_s) - 1 for s in seen)
+    return max(1.0, sum(s.completion_tokens - 1 for s in seen) / chunks) if chunks else 1.0
 
 
-def _tokens(random: Random, count: int) -> tuple[int, ...]:
+def token_ids(random: Random, count: int) -> tuple[int, ...]:
     """Ids that every vocabulary of a few thousand tokens has, above the special ones."""
     return tuple(random.randrange(300, 4000) for _ in range(count))
-
-
-def _phase_s(seen: Seen, phase: str) -> float:
-    """Seconds that a request spent in a phase, by the service's own record."""
-    spent = sum(p["duration_s"] for p in seen.record["timeline"] if p["phase"] == phase)
-    if spent <= 0:
-        raise TwinError(f"request {seen.record.get('request_id')}: its record has no phase {phase!r}")
-    return float(spent)
-
-
-def _prefill_terms(num_tokens: int, max_step_tokens: int) -> list[float]:
-    """Steps, tokens and attended tokens of a prompt."""
-    return [-(-num_tokens // max_step_tokens), num_tokens, num_tokens * (num_tokens + 1) / 2]
-
-
-def _has_gaps(seen: Seen) -> bool:
-    return len(seen.token_at_s) > 2
-
-
-def _gap_s(seen: Seen) -> float:
-    """The usual time between two chunks, without the handover's gap after the first token.
-
-    The median: while siblings of a batch are still in prefill, they hold up a few of the gaps.
-    """
-    at = seen.token_at_s[1:] if _has_gaps(seen) else (0.0, seen.ttft_s)
-    return max(1e-6, median(b - a for a, b in pairwise(at)))
-
-
-def _tokens_per_chunk(seen: Seen) -> float:
-    return (seen.completion_tokens - 1) / (len(seen.token_at_s) - 1) if _has_gaps(seen) else 1.0
-
-
-def _solve(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
-    """Non-negative least squares of relative errors: terms that come out negative are left out."""
-    matrix, target = np.asarray(rows, dtype=float), np.asarray(values, dtype=float)
-    weight = 1 / np.maximum(target, 1e-6)
-    scale = np.maximum(np.abs(matrix).max(axis=0), 1e-12)
-    scaled = matrix / scale * weight[:, None]
-    free = list(range(matrix.shape[1]))
-    solution = np.zeros(matrix.shape[1])
-    while free:
-        part = np.linalg.lstsq(scaled[:, free], target * weight, rcond=None)[0]
-        if (part >= 0).all():
-            solution[free] = part
-            break
-        free = [index for index, value in zip(free, part, strict=True) if value >= 0]
-    return [float(x) for x in solution / scale]
-
-
-def _cached_token_s(again: Sequence[Seen], per_term: tuple[float, float, float]) -> float:
-    """Seconds per found token: what a repeated prompt's prefill takes beyond the part that it computes."""
-    step_s, token_s, attended_s = per_term
-    found = []
-    for seen in again:
-        cached = seen.record["usage"]["cached_tokens"] or 0
-        rest = _prompt(seen) - cached
-        if cached >= 4 * BLOCK_TOKENS:
-            attended = sum(range(cached + 1, _prompt(seen) + 1))
-            computed_s = step_s + token_s * rest + attended_s * attended
-            found.append((_phase_s(seen, "prefill") - computed_s) / cached)
-    return max(0.0, median(found)) if found else 0.0
-
-
-def _decode_slowdown(mixed: Sequence[Seen], alone_s: float) -> float:
-    """Gaps of the long answers while a prompt was being computed, over the step alone."""
-    busy = [(s.sent_at_s, s.sent_at_s + s.ttft_s) for s in mixed[2:]]
-    gaps = []
-    for seen in mixed[:2]:
-        at = [seen.sent_at_s + t for t in seen.token_at_s]
-        for a, b in pairwise(at[1:]):
-            if any(start <= a and b <= end for start, end in busy):
-                gaps.append(b - a)
-    return max(1.0, sum(gaps) / len(gaps) / alone_s) if gaps and alone_s > 0 else 1.0
-
-
-def _kv_bytes_per_token(seen: Sequence[Seen]) -> int:
-    """From the largest transfer of the records: one block."""
-    sizes = [t["num_bytes"] for s in seen for t in s.record.get("transfers", [])]
-    return max(sizes, default=BLOCK_TOKENS) // BLOCK_TOKENS

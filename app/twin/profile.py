@@ -39,14 +39,19 @@ class Profile:
     decode_fixed_s: float
     decode_sequence_s: float
     decode_attended_s: float
-    handover_fixed_s: float
-    handover_token_s: float
+    handover_s: float
+    """From the first token to the moment the sequence takes part in decode steps."""
     prefill_slowdown: float
     """Prefill while decode runs over prefill alone."""
     decode_slowdown: float
     fit_error: float
     """Mean relative error of the fit on the requests it was made from."""
     num_samples: int
+    load_error: float | None = None
+    """Of the fit to a load: mean |log| of simulated over measured TTFT and TPOT; None without a load."""
+    load_samples: int = 0
+    alone_samples: int = 0
+    """Of them, those that had the service to themselves."""
 
     @classmethod
     def read(cls, path: Path) -> "Profile":
@@ -134,4 +139,5 @@ class LiveMachine:
         """From the first token to the moment the sequence takes part in decode steps."""
         assert prefill >= 0
         assert decode >= 0
-        return self.profile.handover_fixed_s + num_tokens * self.profile.handover_token_s
+        assert num_tokens >= 0
+        return self.profile.handover_s

@@ -1,14 +1,20 @@
 """Calibration and drift on records in the gateway's format, made from times that are known."""
 
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
+from app.twin.calibrate import build_profile, fit_load
 from app.twin.client import Call, Seen
 from app.twin.errors import TwinError
-from app.twin.live import against_twin, as_request, build_profile, simulate, workload
+from app.twin.live import against_twin, as_request, is_quiet, simulate, workload
+from app.twin.neighbours import Neighbours
 from app.twin.profile import Profile
 from engine.scheduler import Limits
 
@@ -60,7 +66,7 @@ def test_known_times_are_found_again() -> None:
     assert found.cached_token_s == pytest.approx(CACHED_TOKEN_S, rel=0.05)
     assert found.decode_fixed_s == pytest.approx(DECODE_FIXED_S, rel=0.01)
     assert found.decode_sequence_s == pytest.approx(DECODE_SEQUENCE_S, rel=0.01)
-    assert found.handover_fixed_s == pytest.approx(HANDOVER_S, rel=0.01)
+    assert found.handover_s == pytest.approx(HANDOVER_S, rel=0.01)
     assert found.prefill_slowdown == pytest.approx(1.5, rel=0.01)
     assert (found.kv_bytes_per_token, found.decode_kv_tokens) == (23_040, 32_000)
     assert found.fit_error < 0.01
@@ -99,6 +105,57 @@ def test_drift_raises_the_alarm_and_names_what_drifted() -> None:
     assert drifted["drift_alarm"]
     assert {"ttft_p50", "tpot_p50"} <= set(drifted["drifted"])
     assert "cache_hit_token_share" not in drifted["drifted"]
+
+
+def test_a_load_moves_what_the_parts_got_wrong_back_to_what_was_seen() -> None:
+    random = Random(5)
+    load = []
+    for i in range(24):
+        one = seen(tuple(random.randrange(300, 4000) for _ in range(64 + 20 * i)), 1)
+        load.append(Seen(one.call, 3.0 * i, one.token_at_s, one.completion_tokens, one.record))
+    true = profile()
+    wrong = replace(true, prefill_token_s=2 * true.prefill_token_s, decode_fixed_s=0.5 * true.decode_fixed_s)
+    assert against_twin(load, wrong)["drift_alarm"]
+    found = fit_load(wrong, load)
+    assert (found.load_samples, found.alone_samples) == (24, 24)
+    assert against_twin(load, found)["drift_alarm"] is False
+    with pytest.raises(TwinError, match="no requests"):
+        fit_load(true, [])
+
+
+def test_requests_beside_neighbours_do_not_count_unless_most_are() -> None:
+    random = Random(9)
+    run = []
+    for i in range(12):
+        one = seen(tuple(random.randrange(300, 4000) for _ in range(64 + 20 * i)), 1)
+        # every third request took three times as long, and others used the machine meanwhile
+        slower, cores = (3.0, 1.0) if i % 3 == 0 else (1.0, 0.0)
+        times = tuple(t * slower for t in one.token_at_s)
+        run.append(Seen(one.call, 5.0 * i, times, one.completion_tokens, one.record, cores))
+    assert [is_quiet(s) for s in run[:3]] == [False, True, True]
+    found = against_twin(run, profile())
+    assert (found["disturbed"], found["drift_alarm"]) == (4, False), found["errors"]
+    crowded = [replace(s, neighbour_cores=1.0) for s in run]
+    assert against_twin(crowded, profile())["live_measured"]["ttft_s"]["p99"] == max(s.ttft_s for s in run)
+
+
+def test_neighbours_are_seen_and_the_service_is_not_one() -> None:
+    burn = [sys.executable, "-c", "while True: pass"]
+    worker = [*burn, "engine.server"]
+    with subprocess.Popen(worker) as service:
+        try:
+            with Neighbours([service.pid]) as neighbours:
+                began = time.perf_counter()
+                with subprocess.Popen(burn) as other:
+                    time.sleep(1.0)
+                    other.kill()
+                share = neighbours.share(began, began + 1.0)
+        finally:
+            service.kill()
+    # one of at least two processes that burn is the service's own; the other must be seen
+    assert share is not None
+    assert share > 0.3
+    assert Neighbours([1]).share(0, 1) is None
 
 
 def test_blocks_are_named_by_all_that_comes_before() -> None:
