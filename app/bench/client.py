@@ -88,6 +88,19 @@ class StreamingClient:
 
     async def stream(self, path: str, body: bytes) -> Outcome:
         """Send a streaming request and follow its answer to the end. Never raises for what the server does."""
+        outcome, pieces = await self._post(path, body)
+        if outcome.error is None:
+            _interpret(outcome, pieces)
+        return outcome
+
+    async def ask(self, path: str, body: bytes) -> Outcome:
+        """Send a request for a whole answer; only its status and times are looked at. Never raises either."""
+        outcome, pieces = await self._post(path, body)
+        if outcome.error is None and outcome.status != 200:
+            outcome.error = f"status {outcome.status}: {_message(b''.join(data for _, data in pieces))}"
+        return outcome
+
+    async def _post(self, path: str, body: bytes) -> tuple[Outcome, list[tuple[float, bytes]]]:
         head = f"POST {self._prefix}{path} HTTP/1.1\r\n{self._headers}\r\nContent-Length: {len(body)}\r\n\r\n"
         outcome = Outcome(time.perf_counter())
         pieces: list[tuple[float, bytes]] = []
@@ -99,9 +112,7 @@ class StreamingClient:
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:
             outcome.error = f"{type(error).__name__}: {error}"
         outcome.ended_at = time.perf_counter()
-        if outcome.error is None:
-            _interpret(outcome, pieces)
-        return outcome
+        return outcome, pieces
 
     async def _exchange(self, request: bytes) -> tuple[int, list[tuple[float, bytes]]]:
         reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._ssl, limit=2**20)
