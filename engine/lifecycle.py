@@ -14,7 +14,7 @@ from typing import Literal
 from engine import protocol
 from engine.handoff import Handoff, Identity, Job
 from engine.metrics import WorkerMetrics
-from engine.protocol import BlocksPublished, Failed, Finished, FromWorker, Prefilled, Tokens
+from engine.protocol import BlocksPublished, Failed, Finished, FromWorker, Prefilled, PromptScored, Tokens
 from engine.sampler import Sampled
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Status
@@ -24,7 +24,7 @@ from engine.step import Outcome
 CLOSING_S = 1.0
 """How long a finished request's report waits for its last published blocks."""
 
-FailureCode = Literal["overloaded", "draining", "expired", "too_long", "internal"]
+FailureCode = Literal["overloaded", "draining", "expired", "too_long", "invalid", "internal"]
 
 
 class Lifecycle:
@@ -104,7 +104,13 @@ class Lifecycle:
     def take_in(self, outcome: Outcome, now: float) -> None:
         """A step's result: newly filled blocks, new tokens, perhaps the end."""
         slot, sequence = outcome.slot, outcome.slot.work
+        if outcome.error is not None:
+            self.fail(sequence, "invalid", f"its grammar cannot be followed further: {outcome.error}")
+            return
         first = sequence.num_computed
+        if outcome.scored:
+            scored = PromptScored(request_id=sequence.request_id, first=first + 1, logprobs=outcome.scored)
+            self._emit(sequence, scored)
         # The newest generated token is run to decode, not to make up for KV that was missing.
         num_given = sequence.num_tokens - (1 if sequence.num_generated else 0)
         taken: list[Sampled] = []

@@ -15,6 +15,8 @@ from engine.kernels.sampling import cut, draw
 from engine.protocol import SamplingParams, TokenLogprob
 
 F32 = NDArray[np.float32]
+Mask = NDArray[np.uint32]
+"""One bit per token, the lowest of each word first; set: allowed."""
 
 _GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy: a division by them would leave nothing but the best token anyway."""
@@ -28,13 +30,15 @@ class SampleRow:
     """What one row of logits is for.
 
     `position` is the place of the token to be drawn in its sequence, prompt included. `token_counts` counts the tokens
-    generated before it, `prompt_token_set` holds the prompt's; both are read only when a penalty is set.
+    generated before it, `prompt_token_set` holds the prompt's; both are read only when a penalty is set. `allowed` is
+    what a grammar lets through, None where there is none; it comes after bias and penalties and before all else.
     """
 
     params: SamplingParams
     position: int
     token_counts: Mapping[int, int] | None = None
     prompt_token_set: Set[int] | None = None
+    allowed: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,23 @@ def sample(logits: F32, rows: Sequence[SampleRow]) -> list[Sampled]:
     if len(rows) != len(logits):
         raise ValueError(f"{len(logits)} rows of logits for {len(rows)} rows to sample")
     return [_sample_row(values, row) for values, row in zip(logits, rows, strict=True)]
+
+
+def logprob_of(logits: F32, token_id: int, num_top: int) -> TokenLogprob:
+    """Log-softmax of the raw logits, in float64, for the token and the best alternatives (equal ones by id).
+
+    Raw means as the model gave them: before bias, penalties, grammar and temperature.
+    """
+    best = logits.max()
+    log_total = float(best) + math.log(float(np.exp(logits - best).sum(dtype=np.float64)))
+    top: list[tuple[int, float]] = []
+    num_top = min(num_top, len(logits))
+    if num_top:
+        threshold = np.partition(logits, -num_top)[-num_top]
+        ids = np.flatnonzero(logits >= threshold)
+        ids = ids[np.argsort(-logits[ids], kind="stable")][:num_top]
+        top = [(int(i), float(logits[i]) - log_total) for i in ids]
+    return TokenLogprob(token_id, float(logits[token_id]) - log_total, top)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -76,12 +97,21 @@ def _sample_row(logits: F32, row: SampleRow) -> Sampled:
         raise ArithmeticError(f"the logits for position {row.position} have no largest value ({best})")
     if params.temperature >= _GREEDY_BELOW:
         token_id = _draw(values, best, row)
-    logprob = None if params.logprobs is None else _logprob(logits, token_id, params.logprobs)
+    logprob = None if params.logprobs is None else logprob_of(logits, token_id, params.logprobs)
     return Sampled(token_id, logprob)
 
 
 def _adjusted(logits: F32, row: SampleRow) -> F32:
-    """Logits after bias and penalties; the row itself where there are none."""
+    """Logits after bias, penalties and grammar; the row itself where there are none."""
+    values = _penalised(logits, row)
+    if row.allowed is None:
+        return values
+    bits = np.unpackbits(row.allowed.view(np.uint8), count=len(values), bitorder="little")
+    masked: F32 = np.where(bits.view(np.bool_), values, np.float32(-np.inf))
+    return masked
+
+
+def _penalised(logits: F32, row: SampleRow) -> F32:
     params = row.params
     counts = row.token_counts or {}
     has_penalty = bool(counts) and (params.presence_penalty != 0 or params.frequency_penalty != 0)
@@ -125,17 +155,3 @@ def _cut(
 ) -> tuple[float, int]:
     new_below, new_id = cut(below, weights, by_mass, float(target), last_below, last_id)
     return new_below, int(new_id)
-
-
-def _logprob(logits: F32, token_id: int, num_top: int) -> TokenLogprob:
-    """Log-softmax of the raw logits, in float64, for the token and the best alternatives (equal ones by id)."""
-    best = logits.max()
-    log_total = float(best) + math.log(float(np.exp(logits - best).sum(dtype=np.float64)))
-    top: list[tuple[int, float]] = []
-    num_top = min(num_top, len(logits))
-    if num_top:
-        threshold = np.partition(logits, -num_top)[-num_top]
-        ids = np.flatnonzero(logits >= threshold)
-        ids = ids[np.argsort(-logits[ids], kind="stable")][:num_top]
-        top = [(int(i), float(logits[i]) - log_total) for i in ids]
-    return TokenLogprob(token_id, float(logits[token_id]) - log_total, top)

@@ -175,7 +175,7 @@ class Sequence:
         """Whether its prompt's log-probabilities are still being computed."""
         return (
             self.sampling.prompt_logprobs is not None
-            and self.phase != "decode"
+            and not self.num_generated
             and self.num_computed < self.num_prompt - 1
         )
 

@@ -14,11 +14,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from engine.config import KVLayout
+from engine.grammar import GrammarCompiler, GrammarError, Matcher
 from engine.handoff import Pool
 from engine.links import Links
 from engine.membership import Membership
@@ -38,6 +40,8 @@ from engine.scheduler import Limits
 from engine.sequence import KeyScheme, Sequence
 from engine.speculation import Drafter
 from engine.step import Forward
+from engine.vocabulary import read_vocabulary
+from engine.weights import ModelFileError
 from engine.worker import Load, Worker
 from fabric.topology import DIES_PER_NODE, DIES_PER_NPU
 from memory_pool.block import BlockFormat
@@ -83,6 +87,7 @@ class Engine:
     fingerprint: str
     num_blocks: int
     max_context_tokens: int
+    grammars: GrammarCompiler
 
 
 def load_engine(options: Options) -> Engine:
@@ -108,6 +113,11 @@ def load_engine(options: Options) -> Engine:
         num_blocks=num_blocks,
         max_context_tokens=min(
             options.max_context_tokens or config.max_context_tokens, config.max_context_tokens
+        ),
+        grammars=GrammarCompiler(
+            lambda: read_vocabulary(options.model_path),
+            vocab_size=config.vocab_size,
+            eos_ids=config.eos_token_ids,
         ),
     )
 
@@ -158,6 +168,9 @@ class WorkerService:
         self._worker: Worker | None = None
         self._thread: threading.Thread | None = None
         self._scheme: KeyScheme | None = None
+        self._grammar_threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._compiling: dict[tuple[str, str], list[Cancel | Prefetch]] = {}
+        """What came for requests while their grammars were being compiled; it is heeded afterwards."""
         self._membership = Membership(AsyncDirectory(options.redis_url), self.record)
         self._announcing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -188,6 +201,7 @@ class WorkerService:
             target=self._run, args=(self._worker, loop), name="engine", daemon=True
         )
         self._thread.start()
+        self._grammar_threads.submit(engine.grammars.warm)
         self._be("ready")
         log.info(
             "ready as %s after %.1f s, %d KV blocks", self.role, time.monotonic() - began, engine.num_blocks
@@ -233,6 +247,7 @@ class WorkerService:
         if self._worker is not None and self._thread is not None:
             self._worker.stop()
             await asyncio.to_thread(self._thread.join, _JOIN_S)
+        self._grammar_threads.shutdown(cancel_futures=True)
         if self._engine is not None:
             self._engine.close()
 
@@ -280,18 +295,50 @@ class WorkerService:
                     request_id=message.request_id, code="overloaded", message="the worker is starting"
                 )
                 self.links.send({link: [failed]})
+            case Submit() if message.sampling.grammar is not None:
+                self._compiling[link, message.request_id] = []
+                self._spawn(self._compile(link, message, message.sampling.grammar, received_at))
             case Submit():
-                assert worker is not None
-                assert self._scheme is not None
-                worker.submit(
-                    Sequence.from_submit(message, link=link, scheme=self._scheme, received_at=received_at)
-                )
+                self._submit(link, message, None, received_at)
+            case Cancel() | Prefetch() if (link, message.request_id) in self._compiling:
+                self._compiling[link, message.request_id].append(message)
             case Cancel() if worker is not None:
                 worker.cancel(link, message.request_id)
             case Prefetch() if worker is not None:
                 worker.prefetch(link, message)
 
+    async def _compile(self, link: str, message: Submit, grammar: str, received_at: float) -> None:
+        """Compile a request's grammar beside the event loop, then take the request in."""
+        engine = self._engine
+        assert engine is not None
+        loop = asyncio.get_running_loop()
+        try:
+            matcher = await loop.run_in_executor(self._grammar_threads, engine.grammars.compile, grammar)
+        except (GrammarError, ModelFileError) as error:
+            self._compiling.pop((link, message.request_id), None)
+            code = "invalid" if isinstance(error, GrammarError) else "internal"
+            failed = Failed(request_id=message.request_id, code=code, message=f"its grammar: {error}")
+            self.links.send({link: [failed]})
+            return
+        held_back = self._compiling.pop((link, message.request_id), None)
+        if held_back is None:
+            return  # the link was closed meanwhile
+        self._submit(link, message, matcher, received_at)
+        for later in held_back:
+            self._on_message(link, later, received_at)
+
+    def _submit(self, link: str, message: Submit, matcher: Matcher | None, received_at: float) -> None:
+        assert self._worker is not None
+        assert self._scheme is not None
+        self._worker.submit(
+            Sequence.from_submit(
+                message, link=link, scheme=self._scheme, received_at=received_at, matcher=matcher
+            )
+        )
+
     def _on_closed(self, link: str) -> None:
+        for identity in [one for one in self._compiling if one[0] == link]:
+            del self._compiling[identity]
         if self._worker is not None:
             self._worker.close_link(link)
 

@@ -140,6 +140,10 @@ class Drafted(Protocol):
         """How many tokens it may still produce besides the next."""
         ...
 
+    def allowed_part(self, draft: list[int]) -> list[int]:
+        """As much of a draft as may follow its tokens."""
+        ...
+
 
 class Drafter:
     """Chooses the drafts of a worker's steps."""
@@ -152,7 +156,8 @@ class Drafter:
         guesses = []
         for work in decoding:
             if work.guesser is not None and work.num_draftable > 0:
-                guess = work.guesser.guess(work.tokens, min(work.guesser.reach, work.num_draftable))
+                room = min(work.guesser.reach, work.num_draftable)
+                guess = work.allowed_part(work.guesser.guess(work.tokens, room))
                 if guess:
                     guesses.append((work, work.guesser, guess))
         if not guesses:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.grammar import Mask, Masks
 from engine.model import StepBatch
-from engine.sampler import Sampled, SampleRow, sample
+from engine.protocol import TokenLogprob
+from engine.sampler import Sampled, SampleRow, logprob_of, sample
 from engine.scheduler import Plan, Slot
 from engine.sequence import Sequence
 from engine.speculation import accepted
@@ -17,34 +19,80 @@ Forward = Callable[[StepBatch], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a slot: the tokens that follow its known ones, none while its prompt is not through."""
+    """What became of a slot.
+
+    `sampled`: the tokens that follow its known ones, none while its prompt is not through. `scored`: log-probabilities
+    of the prompt's tokens behind the slot's rows, where they were asked for. `error`: its grammar gave up.
+    """
 
     slot: Slot[Sequence]
     sampled: list[Sampled]
+    scored: list[TokenLogprob]
+    error: str | None = None
 
 
-def run_step(forward: Forward, plan: Plan[Sequence]) -> list[Outcome]:
-    """Compute a plan's rows and sample behind each sequence that is up to date; changes no sequence."""
+def run_step(forward: Forward, plan: Plan[Sequence], masks: Masks) -> list[Outcome]:
+    """Compute a plan's rows and sample behind each sequence that is up to date; changes no sequence.
+
+    The masks of grammars are computed meanwhile.
+    """
+    constrained = [slot for slot in plan.slots if slot.work.matcher is not None and _num_sampled(slot)]
+    masks_when_done = masks.begin([(m, _drafts(slot)) for slot in constrained if (m := slot.work.matcher)])
     logits = forward(_batch(plan))
-    rows = [row for slot in plan.slots for row in _sample_rows(slot)]
-    sampled = sample(logits, rows) if rows else []
+    allowed = dict(zip(constrained, _split(masks_when_done(), constrained), strict=True))
     outcomes = []
     at = 0
     for slot in plan.slots:
-        count = _num_logits(slot)
-        of_slot = sampled[at : at + count]
-        at += count
-        if slot.num_draft:
-            drafts = slot.work.draft[: slot.num_draft]
-            of_slot = of_slot[: 1 + accepted(drafts, [s.token_id for s in of_slot])]
-        outcomes.append(Outcome(slot, of_slot))
+        num_scored, num_sampled = _num_scored(slot), _num_sampled(slot)
+        scored = _score(slot, logits[at : at + num_scored])
+        at += num_scored
+        outcomes.append(_sample(slot, logits[at : at + num_sampled], allowed.get(slot), scored))
+        at += num_sampled
     return outcomes
 
 
-def _num_logits(slot: Slot[Sequence]) -> int:
+def _sample(
+    slot: Slot[Sequence],
+    logits: npt.NDArray[np.float32],
+    allowed: Mask | None,
+    scored: list[TokenLogprob],
+) -> Outcome:
+    matcher = slot.work.matcher
+    if matcher is not None and allowed is not None:
+        error = matcher.error or (None if allowed.any(axis=1).all() else "no token fits it")
+        if error is not None:
+            return Outcome(slot, [], scored, error)
+    sampled = sample(logits, _sample_rows(slot, allowed))
+    if slot.num_draft:
+        sampled = sampled[: 1 + accepted(_drafts(slot), [s.token_id for s in sampled])]
+    return Outcome(slot, sampled, scored)
+
+
+def _score(slot: Slot[Sequence], logits: npt.NDArray[np.float32]) -> list[TokenLogprob]:
+    first, num_top = slot.work.num_computed + 1, slot.work.sampling.prompt_logprobs or 0
+    return [logprob_of(row, slot.work.tokens[first + i], num_top) for i, row in enumerate(logits)]
+
+
+def _split(masks: Mask, slots: list[Slot[Sequence]]) -> list[Mask]:
+    ends = np.cumsum([1 + slot.num_draft for slot in slots])
+    return np.split(masks, ends[:-1]) if slots else []
+
+
+def _drafts(slot: Slot[Sequence]) -> list[int]:
+    return slot.work.draft[: slot.num_draft]
+
+
+def _num_sampled(slot: Slot[Sequence]) -> int:
+    """Rows at the slot's end behind which a token is drawn."""
     if slot.num_draft:
         return slot.num_rows
     return 1 if slot.work.num_computed + slot.num_rows == slot.work.num_tokens else 0
+
+
+def _num_scored(slot: Slot[Sequence]) -> int:
+    """Rows at the slot's beginning behind which a token of the prompt stands whose log-probability is wanted."""
+    work = slot.work
+    return min(slot.num_rows, work.num_prompt - 1 - work.num_computed) if work.is_scored else 0
 
 
 def _batch(plan: Plan[Sequence]) -> StepBatch:
@@ -62,7 +110,8 @@ def _batch(plan: Plan[Sequence]) -> StepBatch:
         tokens[begin:known] = work.tokens[work.num_computed : work.num_computed + known - begin]
         tokens[known:end] = work.draft[: slot.num_draft]
         block_tables[index, : len(work.blocks)] = work.blocks
-        logit_rows += range(end - _num_logits(slot), end)
+        logit_rows += range(begin, begin + _num_scored(slot))
+        logit_rows += range(end - _num_sampled(slot), end)
     return StepBatch(
         tokens=tokens,
         query_start=query_start,
@@ -72,7 +121,7 @@ def _batch(plan: Plan[Sequence]) -> StepBatch:
     )
 
 
-def _sample_rows(slot: Slot[Sequence]) -> list[SampleRow]:
+def _sample_rows(slot: Slot[Sequence], allowed: Mask | None) -> list[SampleRow]:
     work = slot.work
     return [
         SampleRow(
@@ -80,6 +129,7 @@ def _sample_rows(slot: Slot[Sequence]) -> list[SampleRow]:
             position=work.num_tokens + offset,
             token_counts=work.generated_counts,
             prompt_token_set=work.prompt_set,
+            allowed=None if allowed is None else allowed[offset],
         )
-        for offset in range(_num_logits(slot))
+        for offset in range(_num_sampled(slot))
     ]

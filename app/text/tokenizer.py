@@ -7,6 +7,8 @@ from typing import Any
 
 import tokenizers
 
+from engine.token_bytes import byte_level, sentence_piece
+
 
 class TextError(ValueError):
     """Text that cannot become tokens, or a tokenizer that cannot be used; the message says why."""
@@ -72,13 +74,6 @@ class Tokenizer:
         )
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The character by which byte-level BPE writes each byte: itself where printable, else one from U+0100 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
 def _token_bytes(inner: tokenizers.Tokenizer, decoder: dict[str, Any] | None) -> tuple[list[bytes], bool]:
     """Every token's bytes by id, and whether the first space of a text is the tokenizer's own."""
     vocabulary = inner.get_vocab(with_added_tokens=True)
@@ -88,23 +83,15 @@ def _token_bytes(inner: tokenizers.Tokenizer, decoder: dict[str, Any] | None) ->
     )
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
-        alphabet = _byte_alphabet()
         for token, token_id in vocabulary.items():
-            known = all(char in alphabet for char in token)
-            table[token_id] = bytes(alphabet[char] for char in token) if known else token.encode()
+            table[token_id] = byte_level(token)
         return table, False
     if set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
         for token, token_id in vocabulary.items():
-            table[token_id] = _sentence_piece_bytes(token)
+            table[token_id] = sentence_piece(token)
         return table, "Strip" in kinds or any(
             step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps
         )
     raise TextError(
         f"the decoder {' + '.join(kinds)} is not supported (byte-level and SentencePiece ones are)"
     )
-
-
-def _sentence_piece_bytes(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
-    return token.replace("▁", " ").encode()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.grammar import GrammarCompiler
 from engine.handoff import Job
 from engine.metrics import WorkerMetrics
 from engine.model import StepBatch
@@ -28,6 +29,7 @@ from engine.protocol import (
 from engine.scheduler import Limits
 from engine.sequence import KeyScheme, Sequence
 from engine.speculation import Drafter
+from engine.vocabulary import Vocabulary
 from engine.worker import Worker
 from memory_pool.block import BlockFormat
 from memory_pool.client import PoolClient
@@ -47,6 +49,20 @@ FORMAT = BlockFormat(
     payload_bytes=BLOCK_TOKENS * SLOT_BYTES,
 )
 SCHEME = KeyScheme(FINGERPRINT, BLOCK_TOKENS)
+EOS = 0
+LETTERS = [
+    b"",
+    *(bytes([c]) for c in b'{}[]":, .-0123456789abcdefghijklmnopqrstuvwxyz'),
+    b'{"',
+    b'": ',
+    b"true",
+]
+"""The fake model's words: token 0 ends an answer, those beyond this list stand for nothing."""
+GRAMMARS = GrammarCompiler(
+    lambda: Vocabulary([*LETTERS, *[b""] * (VOCAB - len(LETTERS))], frozenset({EOS})),
+    vocab_size=VOCAB,
+    eos_ids=[EOS],
+)
 
 
 def _logits(history: bytes) -> npt.NDArray[np.float32]:
@@ -218,7 +234,11 @@ class Bench:
             sampling=SamplingParams(**sampling),
             **{"phase": "both", **fields},
         )
-        self.worker.submit(Sequence.from_submit(submit, link=link, scheme=SCHEME, received_at=self.clock()))
+        grammar = submit.sampling.grammar
+        matcher = None if grammar is None else GRAMMARS.compile(grammar)
+        self.worker.submit(
+            Sequence.from_submit(submit, link=link, scheme=SCHEME, received_at=self.clock(), matcher=matcher)
+        )
 
     def turn(self, count: int = 1) -> None:
         for _ in range(count):

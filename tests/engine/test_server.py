@@ -34,7 +34,7 @@ from engine.scheduler import Limits
 from engine.server import create_app
 from engine.service import Engine, Options, WorkerService, die_of
 from memory_pool.directory import AsyncDirectory
-from tests.engine.fakes import BLOCK_TOKENS, FINGERPRINT, FakeModel, expected
+from tests.engine.fakes import BLOCK_TOKENS, FINGERPRINT, GRAMMARS, FakeModel, expected
 
 PROMPT = [5, 9, 2, 7, 7, 1, 30, 4, 11]
 
@@ -74,6 +74,7 @@ class Running:
             fingerprint=FINGERPRINT,
             num_blocks=64,
             max_context_tokens=1000,
+            grammars=GRAMMARS,
         )
 
     async def record(self) -> WorkerRecord | None:

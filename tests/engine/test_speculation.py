@@ -11,6 +11,9 @@ class Item:
         self.guesser: Guesser | None = Guesser()
         self.num_draftable = num_draftable
 
+    def allowed_part(self, draft: list[int]) -> list[int]:
+        return draft
+
 
 @pytest.mark.parametrize(
     ("draft", "sampled", "count"),
