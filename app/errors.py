@@ -5,12 +5,15 @@
     │   ├── UnsupportedError       400   a field or value this service does not offer
     │   └── ContextLengthError     400   prompt, or prompt and answer, exceed the model's context
     ├── AuthenticationError        401
+    ├── PermissionDeniedError      403   a valid key whose scope does not reach this far
     ├── NotFoundError              404
     │   └── ModelNotFoundError     404
     ├── MethodNotAllowedError      405
     ├── ConflictError              409
     ├── BodyTooLargeError          413
     ├── MediaTypeError             415
+    ├── RateLimitError             429   a limit of the caller's own; come back after `retry_after_s`
+    │   └── QuotaError             429   a budget is spent: coming back does not help
     ├── OverloadedError            429   admission is full; come back after `retry_after_s`
     ├── InternalError              500
     ├── UnavailableError           503   nobody can serve now; come back after `retry_after_s`
@@ -115,6 +118,14 @@ class AuthenticationError(GatewayError):
         return [*super().headers(), (b"www-authenticate", b"Bearer")]
 
 
+class PermissionDeniedError(GatewayError):
+    """The key is valid, but does not open this."""
+
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+
+
 class NotFoundError(GatewayError):
     """No such route or resource."""
 
@@ -160,6 +171,22 @@ class MediaTypeError(GatewayError):
     status = 415
     type = "invalid_request_error"
     code = "unsupported_media_type"
+
+
+class RateLimitError(GatewayError):
+    """A limit of the caller's own key, user or tenant."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class QuotaError(RateLimitError):
+    """A budget is spent, or the request is larger than its limit will ever allow."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    retryable = False
 
 
 class OverloadedError(GatewayError):

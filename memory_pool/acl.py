@@ -34,14 +34,27 @@ _WRITE = [
     "+rpush",
     "+ltrim",
 ]
+_COUNT = [
+    "+hset",
+    "+hsetnx",
+    "+hdel",
+    "+hincrby",
+    "+set",
+    "+pexpire",
+    "+zadd",
+    "+zrem",
+    "+zcard",
+    "+zremrangebyscore",
+]
 _MORE = ["+zadd", "+zrem", "+zremrangebyrank"]
 _KEEP = ["+lrange", "+zrange", "+strlen", "+scan"]
 
 
 def rules(role: Role) -> list[str]:
-    """The gateway asks and announces, workers also read and write blocks, the keeper also lists and moves them."""
+    """The gateway asks, announces and counts what callers use; workers also read and write blocks; the keeper also
+    lists and moves them."""
     granted = _COMMON + _READ
     if role == "gateway":
-        return [*granted, "+hset", "+hdel"]
+        return [*granted, *_COUNT]
     granted = granted + _WRITE + _MORE
     return granted + _KEEP if role == "keeper" else granted
