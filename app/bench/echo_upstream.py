@@ -18,7 +18,7 @@ _LAST = _HEAD + b'"delta":{},"finish_reason":"length"}]}\n\ndata: [DONE]\n\n'
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One connection, kept alive between requests."""
+    """One connection, kept alive between requests unless the client wants it closed."""
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -29,6 +29,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             else:
                 _whole(writer, int(body.get("max_tokens", 16)))
             await writer.drain()
+            if lines.get(b"connection", b"").strip() == b"close":
+                break
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
