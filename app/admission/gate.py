@@ -5,7 +5,6 @@ is dropped from the queue. One of them is called at most once, `go` perhaps befo
 """
 
 import asyncio
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -136,6 +135,6 @@ class Gate:
                 "as many requests as may be are waiting; try again shortly", retry_after_s=retry_after_s
             )
         return OverloadedError(
-            f"so much waits that a first token would come too late; try again in {math.ceil(retry_after_s)} s",
+            "so much waits that a first token would come too late; try again later",
             retry_after_s=retry_after_s,
         )

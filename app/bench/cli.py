@@ -6,6 +6,7 @@ from app.bench.engine_cli import engine
 from app.bench.gateway_cli import gateway
 from app.bench.interference_cli import interference
 from app.bench.load_cli import load
+from app.bench.overload_cli import overload
 from app.bench.peers_cli import peers
 
 bench_app = typer.Typer(help="Measure the engine and the service on this machine.", no_args_is_help=True)
@@ -13,4 +14,5 @@ bench_app.command()(engine)
 bench_app.command()(gateway)
 bench_app.command()(interference)
 bench_app.command()(load)
+bench_app.command()(overload)
 bench_app.command()(peers)
