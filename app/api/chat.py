@@ -1,6 +1,7 @@
 """`POST /v1/chat/completions`."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -25,11 +26,15 @@ from app.api.schemas import (
 )
 from app.errors import InvalidRequestError, UnsupportedError
 from app.requests.choice import Piece
+from app.requests.constraint import constraint
 from app.requests.generation import Generation, Order
 from app.requests.record import RequestRecord
 from app.requests.sampling import sampling_params, stop_strings
 from app.requests.served import ServedModel
 from app.text import ChatTemplateError
+
+_LETTERS = str.maketrans("0123456789", "ghijklmnop")
+"""A mark of letters only, so that the number between two marks ends where the second begins."""
 
 _decoder = msgspec.json.Decoder(ChatRequest)
 _json = msgspec.json.Encoder().encode
@@ -99,14 +104,14 @@ def chat_router(desk: Desk) -> APIRouter:
         desk.check(body)
         model = desk.model(body.model)
         record.stream = bool(body.stream)
-        text = await render(model, body.messages)
-        prompt = await model.tokenise(text, "messages")
+        prompt = await prompt_tokens(model, body.messages)
         wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         sampling = sampling_params(
             body,
             model,
             max_tokens=model.max_tokens(len(prompt), wanted, None, "messages"),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            grammar=await constraint(body, body.response_format),
         )
         record.add_phase("prepare", record.arrived_at, time.monotonic())
         order = Order(
@@ -140,8 +145,11 @@ def assemble(generation: Generation, answers: list[WholeAnswer], usage: Usage) -
     )
 
 
-async def render(model: ServedModel, messages: Sequence[Message]) -> str:
-    """The prompt text of a conversation. Raises InvalidRequestError naming the message at fault."""
+async def prompt_tokens(model: ServedModel, messages: Sequence[Message]) -> list[int]:
+    """The prompt of a conversation. A control token's name inside a message is text, and steers nothing.
+
+    Raises InvalidRequestError naming the message at fault.
+    """
     if not messages:
         raise InvalidRequestError("messages: must hold at least one message", param="messages")
     template = model.text.chat_template
@@ -150,12 +158,16 @@ async def render(model: ServedModel, messages: Sequence[Message]) -> str:
             f"{model.id} has no chat template; use /v1/completions", param="messages", code="no_chat_template"
         )
     turns = [_turn(place, message) for place, message in enumerate(messages)]
+    mark = secrets.token_hex(8).translate(_LETTERS)
+    quoted = [{**turn, "content": model.text.tokenizer.quote(turn["content"], mark)} for turn in turns]
     try:
-        if sum(len(turn["content"]) for turn in turns) < 65536:
-            return template.render(turns)
-        return await asyncio.to_thread(template.render, turns)
+        if sum(len(turn["content"]) for turn in quoted) < 65536:
+            text = template.render(quoted)
+        else:
+            text = await asyncio.to_thread(template.render, quoted)
     except ChatTemplateError as error:
         raise InvalidRequestError(str(error), param="messages") from None
+    return await model.tokenise(text, "messages", None if quoted == turns else mark)
 
 
 def _turn(place: int, message: Message) -> dict[str, Any]:
@@ -186,11 +198,6 @@ def _part_text(path: str, part: ContentPart) -> str:
 
 
 def _refuse_unsupported(body: ChatRequest) -> None:
-    if body.response_format is not None and body.response_format.type != "text":
-        raise UnsupportedError(
-            f"response_format of type {body.response_format.type!r} is not supported, only text",
-            param="response_format",
-        )
     if body.modalities is not None and body.modalities != ["text"]:
         raise UnsupportedError("modalities: only text is supported", param="modalities")
     for name in ("tool_choice", "function_call"):

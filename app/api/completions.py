@@ -20,6 +20,7 @@ from app.api.schemas import (
 )
 from app.errors import InvalidRequestError, UnsupportedError
 from app.requests.choice import Piece
+from app.requests.constraint import constraint
 from app.requests.generation import Generation, Order
 from app.requests.record import RequestRecord
 from app.requests.sampling import sampling_params, stop_strings
@@ -105,12 +106,14 @@ def completions_router(desk: Desk) -> APIRouter:
         model = desk.model(body.model)
         record.stream = bool(body.stream)
         prompts = await tokenise_prompts(model, body.prompt, desk.settings.max_prompts)
+        grammar = await constraint(body, body.response_format)
         sampling = [
             sampling_params(
                 body,
                 model,
                 max_tokens=model.max_tokens(len(prompt), body.max_tokens, DEFAULT_MAX_TOKENS, "prompt"),
                 logprobs=body.logprobs,
+                grammar=grammar,
             )
             for prompt in prompts
         ]

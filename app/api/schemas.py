@@ -42,10 +42,29 @@ class Message(Struct, frozen=True):
     tool_call_id: str | None = None
 
 
-class ResponseFormat(Struct, frozen=True):
-    """Shape of the answer; only `text` is served."""
+class JsonSchema(Struct, frozen=True):
+    """A schema that the answer must satisfy. Without `strict` what a grammar cannot express is left out of account."""
 
-    type: str
+    name: str
+    schema: dict[str, Anything] | bool | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, frozen=True):
+    """Shape of the answer: free, any JSON object, or a schema's."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Struct, frozen=True):
+    """vLLM's way to say the shape of an answer; one of them."""
+
+    json: dict[str, Anything] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
 
 
 class Hints(Struct, kw_only=True, frozen=True):
@@ -72,11 +91,6 @@ class Refused(Hints, kw_only=True, frozen=True):
     bad_words: Anything = None
     use_beam_search: Anything = None
     include_stop_str_in_output: Anything = None
-    structured_outputs: Anything = None
-    guided_json: Anything = None
-    guided_regex: Anything = None
-    guided_choice: Anything = None
-    guided_grammar: Anything = None
     logits_processors: Anything = None
 
 
@@ -99,6 +113,12 @@ class Sampling(Refused, kw_only=True, frozen=True):
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Anything] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    """A grammar in llguidance's variant of Lark."""
 
 
 class ChatRequest(Sampling, kw_only=True, frozen=True):
@@ -132,7 +152,7 @@ class CompletionRequest(Sampling, kw_only=True, frozen=True):
     suffix: Anything = None
     echo: Anything = None
     prompt_embeds: Anything = None
-    response_format: Anything = None
+    response_format: ResponseFormat | None = None
 
 
 _OWN_REFUSED = [name for name in Refused.__struct_fields__ if name not in Hints.__struct_fields__]
@@ -149,7 +169,7 @@ REFUSED_FIELDS: dict[type[Struct], tuple[str, ...]] = {
             "echo",
         ),
     ),
-    CompletionRequest: (*_OWN_REFUSED, "suffix", "echo", "prompt_embeds", "response_format"),
+    CompletionRequest: (*_OWN_REFUSED, "suffix", "echo", "prompt_embeds"),
 }
 
 

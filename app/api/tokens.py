@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.answers import Desk, json_response
 from app.api.body import parse, read_body
-from app.api.chat import render
+from app.api.chat import prompt_tokens
 from app.api.openapi import json_body
 from app.api.schemas import Message, TokenId
 from app.errors import InvalidRequestError
@@ -64,7 +64,7 @@ def tokens_router(desk: Desk) -> APIRouter:
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequestError("prompt: give either prompt or messages", param="prompt")
         if body.messages is not None:
-            tokens = await model.tokenise(await render(model, body.messages), "messages")
+            tokens = await prompt_tokens(model, body.messages)
         else:
             tokens = await model.tokenise(body.prompt or "", "prompt")
         strings: Any = None

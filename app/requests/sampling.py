@@ -22,7 +22,12 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
 
 
 def sampling_params(
-    request: Sampling, model: ServedModel, *, max_tokens: int, logprobs: int | None
+    request: Sampling,
+    model: ServedModel,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    grammar: str | None = None,
 ) -> SamplingParams:
     """Sampling of the first choice; a seed is drawn when none was given. Raises InvalidRequestError."""
     stop_token_ids = () if request.ignore_eos else model.entry.eos_token_ids
@@ -50,6 +55,7 @@ def sampling_params(
         logit_bias=logit_bias,
         stop_token_ids=(*stop_token_ids, *(request.stop_token_ids or ())),
         logprobs=logprobs,
+        grammar=grammar,
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 from app.errors import ContextLengthError, InvalidRequestError
 from app.models.entry import ModelEntry
@@ -42,8 +42,11 @@ class ServedModel:
         tokenizer = self.text.tokenizer
         return max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))
 
-    async def tokenise(self, text: str, param: str) -> list[int]:
-        """Token ids of a prompt. Raises ContextLengthError, by length alone where that is certain."""
+    async def tokenise(self, text: str, param: str, mark: str | None = None) -> list[int]:
+        """Token ids of a prompt, in which control tokens are quoted by `mark` where somebody else wrote them.
+
+        Raises ContextLengthError, by length alone where that is certain.
+        """
         at_least = len(text) // self.longest_token_bytes
         if at_least >= self.max_context_tokens:
             raise ContextLengthError(
@@ -51,7 +54,8 @@ class ServedModel:
                 f"a text of {len(text)} characters has more than that",
                 param=param,
             )
-        encode = self.text.tokenizer.encode
+        tokenizer = self.text.tokenizer
+        encode = tokenizer.encode if mark is None else partial(tokenizer.encode_quoted, mark=mark)
         try:
             if len(text) <= INLINE_CHARACTERS:
                 return encode(text)

@@ -19,6 +19,7 @@ from app.errors import (
     DeadlineError,
     GatewayError,
     InternalError,
+    InvalidRequestError,
     OverloadedError,
     UnavailableError,
 )
@@ -264,6 +265,8 @@ class Dispatch:
             self._fail(DeadlineError("the request waited longer than its caller does"))
         elif event.code == "too_long":
             self._fail(ContextLengthError(event.message, param="messages"))
+        elif event.code == "invalid":
+            self._fail(InvalidRequestError(event.message, code="invalid_schema"))
         elif event.code == "internal":
             log.error("worker %s failed %s: %s", leg.worker.record.id, leg.wire_id, event.message)
             self._last_refusal = "lost"

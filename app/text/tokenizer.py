@@ -1,6 +1,7 @@
 """Text to tokens, and each token's share of the text as bytes."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,13 @@ class Tokenizer:
         decoder = json.loads(inner.to_str())["decoder"]
         self._bytes, self.strips_first_space = _token_bytes(inner, decoder)
         # Control tokens steer the model and are no part of an answer's text.
-        self._special = frozenset(i for i, t in inner.get_added_tokens_decoder().items() if t.special)
+        special = {i: t.content for i, t in inner.get_added_tokens_decoder().items() if t.special}
+        self._special = frozenset(special)
+        self._control = {content: i for i, content in special.items()}
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._control_text = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._plain = tokenizers.Tokenizer.from_str(inner.to_str())
+        self._plain.encode_special_tokens = True
 
     @classmethod
     def load(cls, path: Path, *, bos_token_id: int | None = None) -> "Tokenizer":
@@ -47,13 +54,40 @@ class Tokenizer:
 
         Raises TextError when the text holds lone surrogates (it is not valid Unicode).
         """
-        try:
-            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
-        except (UnicodeEncodeError, TypeError):
-            raise TextError("the text holds a lone surrogate, which is not valid Unicode") from None
+        ids = self._encode(self._inner, text)
         if self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
             return [self.bos_token_id, *ids]
         return ids
+
+    @staticmethod
+    def _encode(inner: tokenizers.Tokenizer, text: str) -> list[int]:
+        try:
+            ids: list[int] = inner.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError):
+            raise TextError("the text holds a lone surrogate, which is not valid Unicode") from None
+        return ids
+
+    def quote(self, text: str, mark: str) -> str:
+        """`text` with every control token's name in it written as `mark`, its id and `mark`; see `encode_quoted`.
+
+        `mark` must be text that nobody can have guessed, of letters and digits alone so that a template leaves it.
+        """
+        return self._control_text.sub(lambda found: f"{mark}{self._control[found[0]]}{mark}", text)
+
+    def encode_quoted(self, text: str, mark: str) -> list[int]:
+        """Token ids as of `encode`, but what `quote` wrote becomes the plain text that it stands for."""
+        names = {str(token_id): content for content, token_id in self._control.items()}
+        quoted = re.compile(f"{mark}([0-9]+){mark}")
+        ids: list[int] = [] if self.bos_token_id is None else [self.bos_token_id]
+        at = 0
+        for found in [*self._control_text.finditer(text), None]:
+            plain = quoted.sub(lambda m: names[m[1]], text[at : found.start() if found else len(text)])
+            if plain:
+                ids += self._encode(self._plain, plain)
+            if found:
+                at = found.end()
+                ids.append(self._control[found[0]])
+        return ids[1:] if self.bos_token_id is not None and ids[1:2] == [self.bos_token_id] else ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to the text, a control token's name included; empty for ids outside the vocabulary.

@@ -43,6 +43,28 @@ def check(answer: Any, status: int, param: str | None, code: str | None = None) 
 
 BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, chat(messages=[]), "messages"),
+    (CHAT, chat(response_format={"type": "yaml"}), "response_format.type"),
+    (CHAT, chat(response_format={"type": "json_schema"}), "response_format.json_schema"),
+    (
+        CHAT,
+        chat(
+            response_format={
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "n",
+                    "strict": True,
+                    "schema": {"uniqueItems": True, "type": "array"},
+                },
+            }
+        ),
+        "response_format.json_schema.schema",
+    ),
+    (CHAT, chat(guided_regex="(?=a)b"), "guided_regex"),
+    (CHAT, chat(guided_json={"type": "wat"}), "guided_json"),
+    (CHAT, chat(guided_json="not JSON"), "guided_json"),
+    (CHAT, chat(guided_choice=[]), "guided_choice"),
+    (CHAT, chat(guided_regex="a", guided_choice=["a"]), "guided_regex"),
+    (CHAT, chat(structured_outputs={"regex": "("}), "structured_outputs.regex"),
     (CHAT, {"model": MODEL}, "messages"),
     (CHAT, {"messages": HELLO}, "model"),
     (CHAT, chat(messages="hello"), "messages"),
@@ -87,7 +109,6 @@ UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, chat(tools=[{"type": "function", "function": {"name": "f"}}]), "tools"),
     (CHAT, chat(tool_choice="required"), "tool_choice"),
     (CHAT, chat(functions=[{"name": "f"}]), "functions"),
-    (CHAT, chat(response_format={"type": "json_object"}), "response_format"),
     (CHAT, chat(audio={"voice": "alloy"}), "audio"),
     (CHAT, chat(modalities=["audio"]), "modalities"),
     (CHAT, chat(min_tokens=3), "min_tokens"),
