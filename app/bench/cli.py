@@ -4,10 +4,12 @@ import typer
 
 from app.bench.engine_cli import engine
 from app.bench.gateway_cli import gateway
+from app.bench.grammar_cli import grammar
 from app.bench.interference_cli import interference
 from app.bench.load_cli import load
 from app.bench.overload_cli import overload
 from app.bench.peers_cli import peers
+from app.bench.reuse_cli import reuse
 
 bench_app = typer.Typer(help="Measure the engine and the service on this machine.", no_args_is_help=True)
 bench_app.command()(engine)
@@ -16,3 +18,5 @@ bench_app.command()(interference)
 bench_app.command()(load)
 bench_app.command()(overload)
 bench_app.command()(peers)
+bench_app.command()(grammar)
+bench_app.command()(reuse)

@@ -1,4 +1,4 @@
-"""TTFT against reuse: how much sooner the first token comes when another worker, dead by now, computed the prompt's head.
+"""TTFT against reuse: how much sooner the first token comes when a worker that is gone computed the prompt's head.
 
 Worker A computes the heads of all prompts and is killed with SIGKILL; worker B, which never saw them, is sent the whole
 prompts over HTTP. Beside it stands worker N, the same but without a pool; at 0 % reuse B and N take turns, so that

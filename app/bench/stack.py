@@ -24,7 +24,7 @@ _POLL_S = 0.05
 
 
 class Stack:
-    """A gateway on `redis_url`, at `url`, and the workers it is given. Logs and processes are of `folder` and this life.
+    """A gateway on `redis_url`, at `url`, and the workers it is given. Logs go to `folder`.
 
     Raises ServedError from every method when a process does not do what it should.
     """
