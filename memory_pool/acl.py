@@ -33,6 +33,7 @@ _WRITE = [
     "+sadd",
     "+rpush",
     "+ltrim",
+    "+llen",
 ]
 _COUNT = [
     "+hset",
@@ -47,7 +48,7 @@ _COUNT = [
     "+zremrangebyscore",
 ]
 _MORE = ["+zadd", "+zrem", "+zremrangebyrank"]
-_KEEP = ["+lrange", "+zrange", "+strlen", "+scan"]
+_KEEP = ["+lrange", "+zrange", "+strlen", "+scan", "+hsetnx"]
 
 
 def rules(role: Role) -> list[str]:

@@ -20,6 +20,7 @@ from memory_pool.statistics import NamespaceStatistics, PoolStatistics, TierStat
 
 NAMESPACES = "cm:namespaces"
 DISK = "cm:disk"
+KEPT = "cm:kept"
 WRITE_TIMEOUT_S = 60.0
 """A writer that has not settled by then is taken for dead."""
 MAX_REMEMBERED = 20_000
@@ -160,6 +161,15 @@ class Books:
         """Redis's clock."""
         return int(self._connection.run(scripts.NOW_MS, [NAMESPACES]))
 
+    def note_lost(self, namespace: str, num_blocks: int) -> None:
+        """Count blocks that left DRAM before they were on disk."""
+        if num_blocks:
+            self._connection.call("HINCRBY", _keys(namespace)[1], "lost", num_blocks)
+
+    def backlog(self, namespace: str) -> int:
+        """Blocks stored lately that are not yet on disk."""
+        return int(self._connection.call("LLEN", _keys(namespace)[3]))
+
     def note_disk(self, **counts: int) -> None:
         """The disk tier's figures, for the statistics."""
         words = [word for name, count in counts.items() for word in (name, count)]
@@ -171,7 +181,7 @@ class Books:
         pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
         return [_charge(key, raw) for key, raw in pairs]
 
-    def set_quota(self, namespace: str, quota_bytes: int | None) -> None:
+    def set_quota(self, namespace: str, quota_bytes: int | None, *, only_if_none: bool = False) -> None:
         """Limit a namespace's blocks; None: no limit. What is over a new quota is evicted by the keeper."""
         if quota_bytes is not None and quota_bytes < 0:
             raise ValueError(f"quota_bytes must not be negative, not {quota_bytes}")
@@ -179,8 +189,21 @@ class Books:
         if quota_bytes is None:
             self._connection.call("HDEL", account, "quota_bytes")
         else:
-            self._connection.call("HSET", account, "quota_bytes", quota_bytes)
+            self._connection.call("HSETNX" if only_if_none else "HSET", account, "quota_bytes", quota_bytes)
         self._connection.call("SADD", NAMESPACES, namespace)
+
+    def quotas(self) -> dict[str, int]:
+        """The quotas there are, by namespace."""
+        found = {namespace: self.usage(namespace)[1] for namespace in self.namespaces()}
+        return {namespace: quota for namespace, quota in found.items() if quota is not None}
+
+    def is_new(self) -> bool:
+        """Whether this Redis came up empty and `note_kept` was not called since."""
+        return not self._connection.call("EXISTS", KEPT)
+
+    def note_kept(self) -> None:
+        """What was known of a Redis before this one has been restored."""
+        self._connection.call("SET", KEPT, 1)
 
     def close_account(self, namespace: str) -> None:
         """Forget a namespace whose blocks are gone, its quota and counts with it."""
@@ -232,6 +255,8 @@ def _pool_statistics(
             blocks=disk["blocks"],
             evictions=disk["evictions"],
             failures=disk["failures"],
+            backlog=disk.get("backlog"),
+            lost=sum(one.lost for one in each.values()),
             hits=sum(one.disk_hits for one in each.values()),
         )
     return PoolStatistics(available=True, namespaces=each, tiers=tiers)

@@ -1,9 +1,11 @@
 """The keeper: the process that keeps the pool's house, while workers only read and write blocks.
 
-Each pass, in order: put fresh blocks on disk, bring blocks that were found on disk back to DRAM, evict above the
-watermarks (the whole DRAM, and each namespace's quota), and now and then audit the books: dead writers, blocks that
-Redis dropped, leases that ran out. When it is not running the pool still serves: Redis evicts by itself, nothing is
-lost but the disk tier's news.
+Each pass, in order: put fresh blocks on disk, evict above the watermarks (the whole DRAM, and each namespace's quota),
+bring blocks that were found on disk back to DRAM, copy the operators' decisions, and now and then audit the books:
+dead writers, blocks that Redis dropped, leases that ran out. Blocks go to disk behind the writers' backs: who publishes
+never waits for the disk. When the disk is slower than the writers the keeper works without a pause, evicts nothing
+that it has not saved, and what Redis drops before is counted as lost. When no keeper runs the pool still serves: Redis
+evicts by itself, nothing is lost but the disk tier's news.
 
 `python -m memory_pool.keeper --disk-folder D --disk-bytes N`; the Redis URL comes in CLOUDMATRIX_REDIS_URL.
 """
@@ -14,21 +16,25 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from memory_pool import scripts
 from memory_pool.block import intact
 from memory_pool.books import Admission, Books, Charge
+from memory_pool.charter import Charter
 from memory_pool.disk_tier import DiskTier
 from memory_pool.eviction import LruIndex, Watermarks
 from memory_pool.redis_store import LEASE_PREFIX, RedisStore, redis_key
+from memory_pool.shared_prefixes import SharedPrefixes
 from memory_pool.store import Put, StoreError
 
 PASS_S = 0.25
 AUDIT_S = 5.0
 BLOCK_TTL_S = 24 * 3600.0
+PARENT_VARIABLE = "CLOUDMATRIX_PARENT_PID"
+"""Set by whoever starts this process and wants it to end with itself."""
 
 _BATCH = 32
 _CANDIDATES = 256
@@ -65,9 +71,12 @@ class Keeper:
         self._books = Books(self._connection)
         self._disk = disk
         self._watermarks = watermarks or Watermarks()
+        self._charter = (
+            None if disk is None else Charter(disk.folder, self._books, SharedPrefixes(self._connection))
+        )
 
-    def run_pass(self) -> None:
-        """One round of everything but the audit."""
+    def run_pass(self) -> bool:
+        """One round of everything but the audit; whether blocks still wait to be put on disk."""
         namespaces = self._books.namespaces()
         for namespace in namespaces:
             self.persist(namespace)
@@ -76,14 +85,19 @@ class Keeper:
         self._evict_over_watermark()
         for namespace in namespaces:
             self.promote(namespace)
-        if self._disk is not None:
-            self._books.note_disk(
-                used_bytes=self._disk.used_bytes,
-                capacity_bytes=self._disk.capacity_bytes,
-                blocks=len(self._disk),
-                evictions=self._disk.num_evicted,
-                failures=self._disk.num_failures,
-            )
+        if self._disk is None or self._charter is None:
+            return False
+        self._charter.keep()
+        backlog = sum(self._books.backlog(namespace) for namespace in namespaces)
+        self._books.note_disk(
+            used_bytes=self._disk.used_bytes,
+            capacity_bytes=self._disk.capacity_bytes,
+            blocks=len(self._disk),
+            evictions=self._disk.num_evicted,
+            failures=self._disk.num_failures,
+            backlog=backlog,
+        )
+        return backlog > 0
 
     def persist(self, namespace: str) -> int:
         """Put blocks stored since the last time on disk, at most a pass's worth; how many."""
@@ -110,6 +124,8 @@ class Keeper:
     def audit(self) -> Integrity:
         """Hold the books against what is there, and mend them."""
         found = Integrity()
+        if self._disk is not None:
+            self._disk.refresh()
         now_ms = self._books.now_ms()
         for namespace in self._books.namespaces():
             charges = self._books.charges(namespace)
@@ -128,6 +144,7 @@ class Keeper:
                     self._store.delete([charge.key])
                     self._books.forget(namespace, "damaged", {charge.key: charge.raw})
             found.vanished += self._books.forget(namespace, "evicted", vanished)
+            self._note_lost(namespace, vanished)
             found.uncharged_bytes += self._books.imbalance(namespace)
         for name in self._connection.scan(f"{LEASE_PREFIX}*"):
             swept = self._connection.run(scripts.SWEEP_LEASES, [name], [round(BLOCK_TTL_S * 1000)])
@@ -185,11 +202,17 @@ class Keeper:
         there = self._store.exists([charge.key for charge in charges])
         gone = [charge for charge, still in zip(charges, there, strict=True) if not still]
         self._books.forget(namespace, "evicted", {charge.key: charge.raw for charge in gone})
+        self._note_lost(namespace, [charge.key for charge in gone])
         # What is held is being read: it is not the least recently used.
         held = [charge.key for charge, still in zip(charges, there, strict=True) if still]
         if held:
             self._books.note_fetch(namespace, held, {})
         return sum(charge.num_bytes for charge in gone)
+
+    def _note_lost(self, namespace: str, gone: Iterable[bytes]) -> None:
+        if self._disk is not None:
+            disk = self._disk
+            self._books.note_lost(namespace, sum(not disk.contains(namespace, key) for key in gone))
 
     def _save(self, namespace: str, keys: Sequence[bytes]) -> int:
         """Put blocks on disk; how many."""
@@ -212,11 +235,14 @@ class Keeper:
 
 def keep(keeper: Keeper, stop: threading.Event, *, pass_s: float = PASS_S, audit_s: float = AUDIT_S) -> None:
     """Keep house until told to stop, or until the process that started this one is gone."""
-    parent = os.getppid()
+    parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid())
     audit_at = time.monotonic() + audit_s
-    while not stop.wait(pass_s) and os.getppid() == parent:
+    pause_s = pass_s
+    while not stop.wait(pause_s) and os.getppid() == parent:
+        pause_s = pass_s
         try:
-            keeper.run_pass()
+            if keeper.run_pass():
+                pause_s = 0.0
             if time.monotonic() >= audit_at:
                 found = keeper.audit()
                 if found != Integrity():

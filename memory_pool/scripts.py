@@ -10,6 +10,12 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
+# A full Redis refuses a script's first write if that needs memory, but not the ones after it. What keeps the books
+# true and the members known must pass: it begins with a removal of nothing.
+_ANYWAY = """
+redis.call('HDEL', KEYS[1], '')
+"""
+
 # The instant of last use, in microseconds. Of keys given together the first counts as used last: a chain is evicted
 # from its end, because blocks behind a lost one are of no use.
 _USED_NOW = """
@@ -69,7 +75,8 @@ return answers
 # ARGV: number of counts n, n times (name, more), then key, 1 (stored) or 0 (failed) ...
 # Answers 0 for each key whose charge is gone: its writer was taken for dead.
 SETTLE = (
-    _NOW
+    _ANYWAY
+    + _NOW
     + _USED_NOW
     + _CHARGES
     + """
@@ -97,7 +104,11 @@ for i = first, #ARGV, 2 do
 end
 if #ARGV >= first then
   set_used()
-  redis.call('LTRIM', KEYS[3], -10000, -1)
+  local too_many = redis.call('LLEN', KEYS[3]) - 10000
+  if too_many > 0 then
+    redis.call('LTRIM', KEYS[3], too_many, -1)
+    redis.call('HINCRBY', KEYS[2], 'lost', too_many)
+  end
 end
 for i = 2, first - 1, 2 do redis.call('HINCRBY', KEYS[2], ARGV[i], ARGV[i + 1]) end
 return answers
@@ -106,7 +117,8 @@ return answers
 
 # KEYS: account, used. ARGV: number of counts n, n times (name, more), then keys of blocks that were read ...
 NOTE_FETCH = (
-    _NOW
+    _ANYWAY
+    + _NOW
     + _USED_NOW
     + """
 local first = 2 + 2 * ARGV[1]
@@ -120,7 +132,8 @@ return 0
 # ARGV: reason, most names remembered; then key, the charge as it was read or '' for any ...
 # Refunds blocks that are no more and remembers why. Answers 1 for each one refunded.
 FORGET = (
-    _NOW
+    _ANYWAY
+    + _NOW
     + _CHARGES
     + """
 local answers = {}
@@ -146,7 +159,9 @@ return answers
 
 # KEYS: charges, account, gone. ARGV: blocks asked for, blocks found, key of the first one missing or ''.
 # Counts a lookup; answers why the first missing block missed, or ''.
-NOTE_LOOKUP = """
+NOTE_LOOKUP = (
+    _ANYWAY
+    + """
 redis.call('HINCRBY', KEYS[2], 'queries', ARGV[1])
 redis.call('HINCRBY', KEYS[2], 'hits', ARGV[2])
 if ARGV[3] == '' then return '' end
@@ -161,6 +176,7 @@ end
 redis.call('HINCRBY', KEYS[2], 'miss_' .. reason, 1)
 return reason
 """
+)
 
 # KEYS: charges, used. ARGV: most keys. Answers key, instant of last use, charge ... least recently used first.
 OLDEST = """
@@ -270,7 +286,9 @@ return swept
 )
 
 # KEYS: the group's hash. ARGV: member, record, milliseconds.
-ANNOUNCE = _NOW + "redis.call('HSET', KEYS[1], ARGV[1], struct.pack('<d', now + ARGV[3]) .. ARGV[2])"
+ANNOUNCE = (
+    _ANYWAY + _NOW + "redis.call('HSET', KEYS[1], ARGV[1], struct.pack('<d', now + ARGV[3]) .. ARGV[2])"
+)
 
 # KEYS: the group's hash. Answers member, record ... of those alive.
 MEMBERS = (

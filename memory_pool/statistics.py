@@ -25,6 +25,8 @@ class NamespaceStatistics:
     published_bytes: int = 0
     disk_hits: int = 0
     evictions: int = 0
+    lost: int = 0
+    """Blocks that left DRAM before they were on disk."""
     damaged: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Publishes refused, by reason."""
@@ -47,6 +49,10 @@ class TierStatistics:
     hits: int | None = None
     failures: int | None = None
     """Writes that the tier did not take."""
+    backlog: int | None = None
+    """Blocks waiting to be written."""
+    lost: int | None = None
+    """Blocks that were gone from above before they were written here."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -100,6 +106,7 @@ def namespace_statistics(account: Mapping[str, int], num_blocks: int) -> Namespa
         published_bytes=account.get("published_bytes", 0),
         disk_hits=account.get("disk_hits", 0),
         evictions=account.get("gone_evicted", 0),
+        lost=account.get("lost", 0),
         damaged=account.get("gone_damaged", 0),
         dropped=starting("dropped_"),
         misses=starting("miss_"),

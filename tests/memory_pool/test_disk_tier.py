@@ -75,8 +75,35 @@ def test_a_namespace_is_purged_alone(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 100)
     tier.write("a", key(1), b"x")
     tier.write("b", key(1), b"x")
-    assert tier.purge("a") == 1
+    assert DiskReader(tmp_path).delete_all("a") == 1
     assert (tier.contains("a", key(1)), tier.contains("b", key(1))) == (False, True)
+    tier.refresh()
+    assert (len(tier), tier.used_bytes) == (1, 1)
+
+
+def test_a_disk_that_others_filled_gives_up_its_oldest_for_the_newest(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 100)
+    tier.write("n", key(1), b"old")
+    # What is written aside here goes to a device that is always full.
+    aside = tier.path("n", key(2)).with_suffix(".partial")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    aside.symlink_to("/dev/full")
+    # The failed try takes the link away, so the second one finds room.
+    assert tier.write("n", key(2), b"new")
+    assert (tier.read("n", key(1)), tier.read("n", key(2))) == (None, b"new")
+    assert (tier.num_evicted, tier.num_failures, tier.used_bytes) == (1, 0, 3)
+
+
+def test_a_folder_that_was_away_is_counted_again(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path / "kv", 100)
+    tier.write("n", key(1), b"four")
+    tier.refresh()
+    (tmp_path / "kv").rename(tmp_path / "away")
+    tier.refresh()
+    assert (len(tier), tier.used_bytes) == (0, 0)
+    (tmp_path / "away").rename(tmp_path / "kv")
+    tier.refresh()
+    assert (len(tier), tier.used_bytes) == (1, 4)
 
 
 def test_a_namespace_cannot_leave_the_folder(tmp_path: Path) -> None:
