@@ -70,6 +70,10 @@ def up(
     pool_memory_mib: Annotated[
         int, typer.Option(min=64, envvar=_env("POOL_MEMORY_MIB"), help="Memory of the private Redis.")
     ] = 2048,
+    autoscale: Annotated[
+        bool,
+        typer.Option("--autoscale", envvar=_env("AUTOSCALE"), help="Turn workers' roles as the load asks."),
+    ] = False,
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:
     """Start the whole service on this machine and keep it running until Ctrl-C."""
@@ -93,6 +97,7 @@ def up(
             threads=threads or default_threads(),
             kv_memory_bytes=kv_memory_mib * MIB,
             pool_memory_bytes=pool_memory_mib * MIB,
+            autoscale=autoscale,
         )
     )
 

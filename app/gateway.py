@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from app.admission.admission import Admission
 from app.admission.gate import Gate
 from app.api.answers import Desk
+from app.api.autoscaler import autoscaler_router
 from app.api.chat import chat_router
 from app.api.completions import completions_router
 from app.api.middleware import Entrance, install_error_handlers
@@ -20,6 +21,8 @@ from app.api.requests import requests_router
 from app.api.sse import Pulse
 from app.api.tokens import tokens_router
 from app.api.workers import workers_router
+from app.matrix.autoscaler import Policy
+from app.matrix.role_switch import RoleSwitch
 from app.metrics import GatewayMetrics
 from app.models import catalogue
 from app.requests.generation import Generator
@@ -78,11 +81,13 @@ def create_app(
     pulse = Pulse()
     desk = Desk(settings=settings, models=served, generator=generator, metrics=metrics, pulse=pulse)
     client = httpx.AsyncClient(timeout=30, trust_env=False, transport=http_transport)
+    targets = Policy(ttft_target_s=settings.autoscale_ttft_s, tpot_target_s=settings.autoscale_tpot_s)
+    role_switch = RoleSwitch(workers, history, client, targets, enabled=settings.autoscale)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warm_link_costs()
-        tasks = [asyncio.create_task(part.run()) for part in (workers, dispatcher, gate, pulse)]
+        tasks = [asyncio.create_task(part.run()) for part in (workers, dispatcher, gate, pulse, role_switch)]
         try:
             yield
         finally:
@@ -101,6 +106,7 @@ def create_app(
     app.include_router(models_router(desk))
     app.include_router(tokens_router(desk))
     app.include_router(requests_router(history))
+    app.include_router(autoscaler_router(role_switch))
     app.include_router(workers_router(workers, memory_pool, client))
     install_error_handlers(app)
     app.add_middleware(Entrance, settings=settings, metrics=metrics)

@@ -36,6 +36,12 @@ class Settings(BaseSettings):
     """Longest time to first token worth serving: who would wait longer is refused at once, or dropped when it did."""
     tpot_target_s: float | None = Field(default=None, gt=0)
     """Time per output token to keep: fewer sequences decode together when it is exceeded. None: no such limit."""
+    autoscale: bool = False
+    """Turn workers from prefill to decode and back as the load asks. In one gateway only."""
+    autoscale_ttft_s: float = Field(default=2.0, gt=0)
+    """Time to first token that the autoscaler keeps nearly every request within, if it can."""
+    autoscale_tpot_s: float = Field(default=0.05, gt=0)
+    """Time per output token that the autoscaler keeps nearly every request within, if it can."""
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
     """Largest request body accepted."""
     max_choices: int = Field(default=16, ge=1, le=128)

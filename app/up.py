@@ -59,6 +59,7 @@ class UpOptions:
     threads: int
     kv_memory_bytes: int
     pool_memory_bytes: int
+    autoscale: bool = False
 
 
 def run(options: UpOptions) -> None:
@@ -156,6 +157,8 @@ class _Service:
             "CLOUDMATRIX_MODEL": self._entry.id,
             "CLOUDMATRIX_GATEWAY_URL": _url(self._gateway_socket),
         }
+        if self._options.autoscale:
+            env["CLOUDMATRIX_AUTOSCALE"] = "1"
         argv = [sys.executable, "-m", module]
         log_path = self._folder.logs / f"{name}.log"
         return ProcessSpec(name=name, argv=argv, env=env, log_path=log_path, pass_fds=(listening.fileno(),))
