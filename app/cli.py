@@ -70,6 +70,14 @@ def up(
     pool_memory_mib: Annotated[
         int, typer.Option(min=64, envvar=_env("POOL_MEMORY_MIB"), help="Memory of the private Redis.")
     ] = 2048,
+    pool_disk_mib: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            envvar=_env("POOL_DISK_MIB"),
+            help="Disk below the pool's memory; 0: none; unset: half of what is free, at most 8 GiB.",
+        ),
+    ] = None,
     autoscale: Annotated[
         bool,
         typer.Option("--autoscale", envvar=_env("AUTOSCALE"), help="Turn workers' roles as the load asks."),
@@ -97,6 +105,7 @@ def up(
             threads=threads or default_threads(),
             kv_memory_bytes=kv_memory_mib * MIB,
             pool_memory_bytes=pool_memory_mib * MIB,
+            pool_disk_bytes=None if pool_disk_mib is None else pool_disk_mib * MIB,
             autoscale=autoscale,
         )
     )

@@ -62,7 +62,7 @@ def create_app(
         )
     served = dict(models) if models is not None else load_models(settings)
     own_directory = AsyncDirectory(settings.redis_url) if directory is None else None
-    own_pool = AsyncPoolClient(settings.redis_url) if pool is None else None
+    own_pool = AsyncPoolClient(settings.redis_url, disk_folder=settings.pool_disk) if pool is None else None
     memory_pool = pool if own_pool is None else own_pool
     reader = directory if own_directory is None else own_directory
     assert memory_pool is not None

@@ -19,6 +19,8 @@ class Settings(BaseSettings):
     """TCP port; 0 takes a free one."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """Where the pool and the directory of workers live."""
+    pool_disk: Path | None = None
+    """Folder of the pool's disk tier, where the keeper of this machine writes blocks; none: DRAM alone."""
     data_dir: Path = Path("~/.local/share/cloudmatrix")
     """Folder for everything the service writes."""
     model: str = "smollm2-135m"

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -33,6 +34,8 @@ from engine.protocol import Role
 from memory_pool.redis_server import start_redis
 
 READY_TIMEOUT_S = 120.0
+MAX_DISK_BYTES = 8 << 30
+"""Of the disk tier, when nobody says."""
 QUESTION = {
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
     "temperature": 0,
@@ -59,6 +62,8 @@ class UpOptions:
     threads: int
     kv_memory_bytes: int
     pool_memory_bytes: int
+    pool_disk_bytes: int | None = None
+    """Capacity of the pool's disk tier; 0: none; None: as much as the disk can spare, at most 8 GiB."""
     autoscale: bool = False
 
 
@@ -104,6 +109,10 @@ class _Service:
         self._out = Console(stderr=True, highlight=False, soft_wrap=True)
         # Secrets travel in the environment, which other users cannot read, and never in an argument list.
         self._environment = {"CLOUDMATRIX_REDIS_URL": redis_url, "CLOUDMATRIX_DATA_DIR": str(folder.path)}
+        self._disk_folder = folder.path / "kv"
+        self._disk_bytes = disk_capacity(options.pool_disk_bytes, self._disk_folder)
+        if self._disk_bytes:
+            self._environment["CLOUDMATRIX_POOL_DISK"] = str(self._disk_folder)
 
     async def serve(self) -> None:
         began = time.monotonic()
@@ -130,6 +139,7 @@ class _Service:
         for role, count in counts.items():
             for index in range(count):
                 yield self._worker(role, index)
+        yield self._keeper()
         yield self._web("gateway", "app.serve", self._gateway_socket)
         if self._console_socket is not None:
             yield self._web("console", "app.console.serve", self._console_socket)
@@ -148,6 +158,13 @@ class _Service:
             log_path=log_path,
             stop_grace_s=25,
         )
+
+    def _keeper(self) -> ProcessSpec:
+        argv = [sys.executable, "-m", "memory_pool.keeper"]
+        if self._disk_bytes:
+            argv += ["--disk-folder", str(self._disk_folder), "--disk-bytes", str(self._disk_bytes)]
+        log_path = self._folder.logs / "keeper.log"
+        return ProcessSpec(name="keeper", argv=argv, env=self._environment, log_path=log_path, is_vital=False)
 
     def _web(self, name: str, module: str, listening: socket.socket) -> ProcessSpec:
         env = {
@@ -208,6 +225,16 @@ class _Service:
         self._out.print("\nTry it:")
         curl = f"  curl {base_url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
         self._out.print(curl + "\n", markup=False)
+
+
+def disk_capacity(wanted_bytes: int | None, folder: Path) -> int:
+    """Bytes that the disk tier in `folder` may take: what was asked for, else half of what it and the free space of its
+    disk come to, at most 8 GiB."""
+    if wanted_bytes is not None:
+        return wanted_bytes
+    held = sum(path.stat().st_size for path in folder.glob("*/??/*")) if folder.exists() else 0
+    free = shutil.disk_usage(folder.parent).free
+    return min(MAX_DISK_BYTES, (held + free) // 2)
 
 
 def _bind(host: str, port: int, flag: str) -> socket.socket:

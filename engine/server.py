@@ -33,6 +33,7 @@ DRAIN_DEADLINE_S = 20.0
 DEFAULT_KV_BYTES = 1 << 30
 MAX_MESSAGE_BYTES = 64 << 20
 REDIS_VARIABLE = "CLOUDMATRIX_REDIS_URL"
+POOL_DISK_VARIABLE = "CLOUDMATRIX_POOL_DISK"
 
 
 class DrainBody(BaseModel):
@@ -182,6 +183,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-step-tokens", type=_positive, default=limits.max_step_tokens, help="rows of a prefill step")
     add("--tpot-target", type=_seconds, help="seconds a decode step may take; prompts get what it leaves")
     add("--no-speculation", action="store_true", help="never guess tokens ahead")
+    add(
+        "--pool-disk",
+        type=Path,
+        default=os.environ.get(POOL_DISK_VARIABLE) or None,
+        help=f"folder of the pool's disk tier, where a keeper of this machine writes (or {POOL_DISK_VARIABLE})",
+    )
     add("--no-pool", action="store_true", help="neither read KV from the pool nor write any there")
     add("--drain-deadline", type=_seconds, default=DRAIN_DEADLINE_S, help="seconds from SIGTERM to giving up")
     add("--nice", type=int, default=0, help="lower priority by this much")
@@ -218,6 +225,7 @@ def main() -> None:
         max_context_tokens=args.max_context,
         kernels=args.kernels,
         speculate=not args.no_speculation,
+        pool_disk=args.pool_disk,
         use_pool=not args.no_pool,
     )
     listening = socket.create_server((args.host, args.port))

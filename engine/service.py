@@ -47,6 +47,7 @@ from fabric.topology import DIES_PER_NODE, DIES_PER_NPU
 from memory_pool.block import BlockFormat
 from memory_pool.client import PoolClient
 from memory_pool.directory import AsyncDirectory
+from memory_pool.disk_tier import DiskReader
 from memory_pool.store import NoStore
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class Options:
     max_context_tokens: int | None = None
     kernels: str = "auto"
     speculate: bool = True
+    pool_disk: Path | None = None
+    """Folder of the pool's disk tier, if this machine has one."""
     use_pool: bool = True
     """False: KV is neither read from the pool nor written to it."""
 
@@ -135,6 +138,7 @@ def pool_client(options: Options, engine: Engine) -> PoolClient:
             block_tokens=layout.block_tokens,
             payload_bytes=layout.block_bytes,
         ),
+        disk=DiskReader(options.pool_disk) if options.pool_disk and options.use_pool else None,
     )
 
 

@@ -9,6 +9,7 @@ import enum
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from memory_pool.block import BlockFormat, Damage, Tokens
@@ -367,9 +368,9 @@ class PoolClient:
 class AsyncPoolClient:
     """The gateway's door to the pool, on one event loop. No verb raises because of the pool."""
 
-    def __init__(self, url: str, *, disk: DiskReader | None = None) -> None:
+    def __init__(self, url: str, *, disk_folder: Path | None = None) -> None:
         self._store = AsyncRedisStore(url)
-        self._disk = disk
+        self._disk = None if disk_folder is None else DiskReader(disk_folder)
         self._rest = _Rest()
 
     async def lookup(self, keys: Sequence[bytes], namespace: str = DEFAULT_NAMESPACE) -> int:

@@ -37,6 +37,8 @@ class ProcessSpec:
     log_path: Path
     pass_fds: tuple[int, ...] = ()
     stop_grace_s: float = 10.0
+    is_vital: bool = True
+    """Whether the service cannot do without it: it is stopped when this process keeps dying."""
 
 
 @dataclass
@@ -123,7 +125,7 @@ class LocalLauncher:
             lived_s = time.monotonic() - began
             child.early_deaths = 0 if lived_s >= HEALTHY_AFTER_S else child.early_deaths + 1
             ending = describe_exit(code)
-            if child.early_deaths >= GIVE_UP_AFTER:
+            if child.early_deaths >= GIVE_UP_AFTER and spec.is_vital:
                 if not self._failed.done():
                     tail = f"The end of {spec.log_path}:\n{log_tail(spec.log_path)}"
                     died = f"{spec.name} died {GIVE_UP_AFTER} times in a row; the last time it {ending}."
