@@ -18,7 +18,7 @@ from app.admission.fair_share import FairnessWindow, VirtualTokenCounters
 from app.admission.forecast import FirstToken, Throughput
 from app.admission.ticket import OUTPUT_WEIGHT, Loss, Refusal, Ticket
 
-MAX_WINDOW_TOKENS, MIN_WINDOW_TOKENS = 8192, 256
+MAX_WINDOW_TOKENS, MIN_WINDOW_TOKENS = 8192, 1024
 """Prompt tokens that one prefill worker may have before it at most, and always."""
 WINDOW_SHARE = 0.25
 """The share of the TTFT target that a released request may spend behind others at the workers."""
