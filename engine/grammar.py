@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +123,7 @@ class GrammarCompiler:
 
     def _vocabulary(self) -> LLTokenizer:
         if self._tokenizer is None:
-            vocabulary = _Source(self._read(), self._eos_ids)
+            vocabulary: Any = _Source(self._read(), self._eos_ids)  # has what the library's own wrapper has
             self._tokenizer = LLTokenizer(
                 vocabulary, self._vocab_size, self._eos_ids, LLTokenizer.json_slices()
             )

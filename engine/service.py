@@ -320,8 +320,11 @@ class WorkerService:
             matcher = await loop.run_in_executor(self._grammar_threads, engine.grammars.compile, grammar)
         except (GrammarError, ModelFileError) as error:
             self._compiling.pop((link, message.request_id), None)
-            code = "invalid" if isinstance(error, GrammarError) else "internal"
-            failed = Failed(request_id=message.request_id, code=code, message=f"its grammar: {error}")
+            failed = Failed(
+                request_id=message.request_id,
+                code="invalid" if isinstance(error, GrammarError) else "internal",
+                message=f"its grammar: {error}",
+            )
             self.links.send({link: [failed]})
             return
         held_back = self._compiling.pop((link, message.request_id), None)

@@ -74,7 +74,8 @@ def json_grammar(schema: dict[str, Any] | bool | str, *, exact: bool) -> str:
     """
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
-    return LLMatcher.grammar_from_json_schema(schema, overrides={**_SPACING, "lenient": not exact})
+    options: Any = {**_SPACING, "lenient": not exact}
+    return LLMatcher.grammar_from_json_schema(schema, overrides=options)
 
 
 async def _response_format(wanted: ResponseFormat) -> str:
