@@ -129,8 +129,12 @@ class Lifecycle:
         sequence.computed_tokens += max(0, min(first + num_rows, num_given) - first)
         if sequence.phase == "prefill":
             self._publish_progress(sequence)
-        elif filled:
-            self._handoff.publish(sequence, filled)
+        else:
+            sequence.unpublished += filled
+        if taken and sequence.unpublished:
+            # Not before the first token: publishing takes processor time from the prompt's own computation.
+            self._handoff.publish(sequence, sequence.unpublished)
+            sequence.unpublished = []
         if taken:
             self._emit(sequence, _tokens(sequence, taken))
             self._metrics.generation_tokens.inc(len(taken))
@@ -175,6 +179,7 @@ class Lifecycle:
     def preempted(self, sequence: Sequence, now: float) -> None:
         """It gave its blocks back and waits again."""
         sequence.status = Status.QUEUED
+        sequence.unpublished = []
         sequence.timeline.enter("queue", now)
         self._metrics.num_preemptions.inc()
 

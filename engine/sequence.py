@@ -88,6 +88,8 @@ class Sequence:
     transfers: list[Transfer] = field(default_factory=list)
     num_publishing: int = 0
     """Blocks on their way out that are not yet acknowledged."""
+    unpublished: list[int] = field(default_factory=list)
+    """Blocks filled since the last token, which wait for the next one to be published."""
     num_published: int = 0
     """Leading full blocks handed to the publisher, or known to be in the pool."""
     local_tokens: int = 0
