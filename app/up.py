@@ -28,6 +28,7 @@ from rich.console import Console
 from app.matrix.data_folder import DataFolder
 from app.matrix.local import LocalLauncher, ProcessSpec
 from app.matrix.solo import compile_kernels, worker_arguments
+from app.matrix.web import DRAIN_S
 from app.models import catalogue
 from app.models.entry import ModelEntry
 from engine.protocol import Role
@@ -127,8 +128,23 @@ class _Service:
                 self._greet(time.monotonic() - began)
                 await _first_of(launcher.wait_failed(), stop.wait())
         finally:
-            self._out.print("Stopping …")
-            await launcher.stop_all()
+            await self._stop(launcher, stop)
+
+    async def _stop(self, launcher: LocalLauncher, again: asyncio.Event) -> None:
+        """Answer what was taken in, then stop; at once when asked `again`."""
+        self._out.print("Stopping … (what was taken in is answered first; Ctrl-C again ends it now)")
+        again.clear()
+        # Ours are copies of the gateway's and console's: while they are open, new clients would wait for nobody.
+        self._gateway_socket.close()
+        if self._console_socket is not None:
+            self._console_socket.close()
+        stopped = asyncio.create_task(launcher.stop_all())
+        hurried = asyncio.create_task(again.wait())
+        await asyncio.wait((stopped, hurried), return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.done():
+            launcher.kill_all()
+        hurried.cancel()
+        await stopped
 
     def _specs(self) -> Iterator[ProcessSpec]:
         counts: dict[Role, int] = {
@@ -178,7 +194,15 @@ class _Service:
             env["CLOUDMATRIX_AUTOSCALE"] = "1"
         argv = [sys.executable, "-m", module]
         log_path = self._folder.logs / f"{name}.log"
-        return ProcessSpec(name=name, argv=argv, env=env, log_path=log_path, pass_fds=(listening.fileno(),))
+        return ProcessSpec(
+            name=name,
+            argv=argv,
+            env=env,
+            log_path=log_path,
+            pass_fds=(listening.fileno(),),
+            stop_grace_s=DRAIN_S + 5,
+            is_door=True,
+        )
 
     async def _until_ready(self, launcher: LocalLauncher) -> None:
         """Poll /readyz. Raises UpError with the last reason when it takes too long."""

@@ -39,6 +39,8 @@ class ProcessSpec:
     stop_grace_s: float = 10.0
     is_vital: bool = True
     """Whether the service cannot do without it: it is stopped when this process keeps dying."""
+    is_door: bool = False
+    """Whether clients are connected to it: it goes first, while the others still serve what it has taken in."""
 
 
 @dataclass
@@ -84,7 +86,7 @@ class LocalLauncher:
 
     async def stop(self, name: str, *, at_once: bool = False) -> None:
         """Stop one process and forget it: SIGTERM, then SIGKILL when its grace is over."""
-        child = self._children.pop(name)
+        child = self._children[name]
         child.stopping.set()
         process = child.process
         if process is not None and process.returncode is None:
@@ -100,10 +102,19 @@ class LocalLauncher:
             child.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await child.task
+        del self._children[name]
 
     async def stop_all(self, *, at_once: bool = False) -> None:
-        """Stop every process, latest started first, workers together."""
-        await asyncio.gather(*(self.stop(name, at_once=at_once) for name in reversed(list(self._children))))
+        """Stop every process: the doors together, then all the others together."""
+        doors = [name for name, child in self._children.items() if child.spec.is_door]
+        await asyncio.gather(*(self.stop(name, at_once=at_once) for name in doors))
+        await asyncio.gather(*(self.stop(name, at_once=at_once) for name in list(self._children)))
+
+    def kill_all(self) -> None:
+        """End every process now; a `stop_all` under way then has nothing left to wait for."""
+        for child in self._children.values():
+            if child.process is not None and child.process.returncode is None:
+                child.process.kill()
 
     async def _keep_alive(self, child: _Child) -> None:
         spec = child.spec

@@ -8,8 +8,8 @@ from starlette.types import ASGIApp
 
 from engine.lifeline import exit_with_parent
 
-DRAIN_S = 8
-"""How long streams may go on after SIGTERM."""
+DRAIN_S = 30
+"""How long requests that were taken in may go on after SIGTERM."""
 
 
 def run_web(app: ASGIApp, *, host: str, port: int) -> None:

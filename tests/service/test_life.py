@@ -71,6 +71,38 @@ def test_a_killed_worker_comes_back_and_requests_go_on(tmp_path: Path) -> None:
             service.wait_ready()
 
 
+async def test_sigterm_under_load_loses_no_reply(tmp_path: Path) -> None:
+    """Streams that are decoding and requests still waiting for their prefill are answered to the end."""
+    body = {"model": "smollm2-135m", "max_tokens": 96, "temperature": 0, "ignore_eos": True}
+    with running(tmp_path / "data", "--no-console") as service:
+        limits = httpx.Limits(max_connections=64)
+        async with httpx.AsyncClient(
+            base_url=service.url, timeout=60, limits=limits, trust_env=False
+        ) as client:
+            began: asyncio.Queue[None] = asyncio.Queue()
+
+            async def stream(index: int) -> bool:
+                asked = {**body, "prompt": f"Chapter {index}", "stream": True}
+                async with client.stream("POST", "/v1/completions", json=asked) as answer:
+                    assert answer.status_code == 200, await answer.aread()
+                    began.put_nowait(None)
+                    lines = [line async for line in answer.aiter_lines()]
+                    return lines[-2] == "data: [DONE]" and any('"length"' in line for line in lines)
+
+            async def whole(index: int) -> bool:
+                answer = await client.post("/v1/completions", json={**body, "prompt": f"Page {index} " * 200})
+                return bool(answer.json()["usage"]["completion_tokens"] == 96)
+
+            replies = [asyncio.create_task(job(index)) for index in range(12) for job in (stream, whole)]
+            for _ in range(12):
+                await began.get()
+            service.process.send_signal(signal.SIGTERM)
+            assert await asyncio.gather(*replies) == [True] * 24
+            with pytest.raises(httpx.TransportError):
+                await client.get("/healthz")
+        assert service.process.wait(timeout=60) == 0
+
+
 async def test_200_streams_at_once_all_complete(service: Service) -> None:
     async with httpx.AsyncClient(
         base_url=service.url, timeout=240, limits=httpx.Limits(max_connections=300), trust_env=False
