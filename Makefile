@@ -27,7 +27,12 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed
-	$(BIN)/cloudmatrix bench engine $(ARGS)
+	$(BIN)/cloudmatrix bench engine
+ifdef PEER_PYTHON
+	$(BIN)/cloudmatrix bench peers $(addprefix --peer-python ,$(PEER_PYTHON)) --markdown docs/peers.md --plot docs/images/peers.png $(ARGS)
+else
+	@echo 'To compare with other engines: make bench PEER_PYTHON=/path/to/python (with openvino-genai or xllamacpp).'
+endif
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

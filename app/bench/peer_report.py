@@ -51,21 +51,11 @@ def to_markdown(result: dict[str, Any]) -> str:
             f"| {LABELS[name]}, {ways[name]} | {speed:.0f} | {ratio} | {row['ttft_s']:.3f} s | "
             f"{row['tpot_s'] * 1e3:.1f} ms |"
         )
-    beside = result["interference"]
-    lines += [
-        "",
-        "| TPOT p99 of four running decodes, 1 prefill + 1 decode worker | |",
-        "|---|---:|",
-        f"| alone | {beside['tpot_p99_alone_s'] * 1e3:.1f} ms |",
-        f"| a 2,000-token prompt arriving each second | {beside['tpot_p99_disturbed_s'] * 1e3:.1f} ms |",
-        f"| ratio (median of the repeats' ratios) | {beside['ratio']:.2f} × |",
-        f"| TTFT p50 of those prompts | {beside['long_ttft_s']:.2f} s |",
-        "",
-    ]
+    lines.append("")
     return "\n".join(lines)
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """Bars of tokens a second, one group a measure; a taller bar is better."""
     import matplotlib as mpl
 

@@ -29,7 +29,6 @@ PEER_NAMES = ("openvino-genai", "xllamacpp")
 PROMPT_TOKENS, OUTPUT_TOKENS = 512, 128
 SERVED_PROMPT_TOKENS, SERVED_SHARED_TOKENS, SERVED_OUTPUT_TOKENS = 256, 192, 64
 CONCURRENCY, REQUESTS = 16, 48
-RUNNING_DECODES = 4
 Say = Callable[[str], None]
 
 
@@ -63,8 +62,7 @@ def run_peers(options: PeersOptions, say: Say) -> dict[str, Any]:
         "repeat": options.repeat,
         "versions": {peer.name: peer.version for peer in peers},
         "engine": engine,
-        "served": service["served"],
-        "interference": service["interference"],
+        "served": service,
     }
 
 
@@ -158,7 +156,7 @@ def _speeds(run: dict[str, float]) -> dict[str, float]:
 def _compare_services(
     options: PeersOptions, peers: Sequence[PeerProcess], tokenizer: Tokenizer, say: Say
 ) -> dict[str, Any]:
-    """Sixteen users at once on each side, then what long prompts do to our running decodes."""
+    """Sixteen users at once on each side."""
     model = options.entry.id
     by_name = {peer.name: peer for peer in peers}
     runs: dict[str, list[dict[str, Any]]] = {OURS: [], **{name: [] for name in by_name}}
@@ -184,23 +182,7 @@ def _compare_services(
                 if number:
                     of_side.append(result)
             say(f"served: {number} of {options.repeat}")
-        short = served.make_prompts(tokenizer, num=16, tokens=64, shared_tokens=1, seed=7)
-        beside = [
-            served.interference(
-                url,
-                model,
-                [text for text, _ in short],
-                concurrency=RUNNING_DECODES,
-                output_tokens=OUTPUT_TOKENS,
-                seed=number,
-            )
-            for number in range(options.repeat)
-        ]
-        say("long prompts beside decodes: done")
-    return {
-        "served": {name: {**_medians(of_side), "runs": of_side} for name, of_side in runs.items()},
-        "interference": _summarise_interference(beside),
-    }
+    return {name: {**_medians(of_side), "runs": of_side} for name, of_side in runs.items()}
 
 
 def _served_over_http(url: str, model: str, prompts: Sequence[str]) -> dict[str, Any]:
@@ -230,16 +212,3 @@ def _served_in_process(peer: PeerProcess, prompts: Sequence[list[int]]) -> dict[
 
 def _medians(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-
-
-def _summarise_interference(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    rows = [
-        {
-            "tpot_p99_alone_s": run["alone"]["tpot_s"]["p99"],
-            "tpot_p99_disturbed_s": run["disturbed"]["tpot_s"]["p99"],
-            "ratio": run["disturbed"]["tpot_s"]["p99"] / run["alone"]["tpot_s"]["p99"],
-            "long_ttft_s": run["long"]["ttft_s"]["p50"],
-        }
-        for run in runs
-    ]
-    return {**_medians(rows), "runs": rows}

@@ -16,16 +16,15 @@ def peers(
     model: Annotated[str, typer.Option(help="A model of `models list`.")] = "smollm2-135m",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each side.")] = 2,
     repeat: Annotated[int, typer.Option(min=1, help="Alternating repeats, of which the medians count.")] = 5,
-    out: Annotated[
-        Path | None, typer.Option(help="Write peers.json, peers.md and peers.png into this folder.")
-    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables into this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the comparison into this PNG file.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False,
 ) -> None:
     """Compare with other engines on the same file and machine, in turns in one run."""
     from app.bench.peer_process import PeerError
-    from app.bench.peer_report import plot, to_markdown
+    from app.bench.peer_report import draw, to_markdown
     from app.bench.peers import PeersOptions, run_peers
     from app.bench.served import ServedError
     from app.models import catalogue
@@ -37,9 +36,10 @@ def peers(
     except (PeerError, ServedError, ValueError) as error:
         errors.print(f"Error: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "peers.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (out / "peers.md").write_text(to_markdown(result), encoding="utf-8")
-        plot(result, out / "peers.png")
+    for path in filter(None, (markdown, plot)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if markdown is not None:
+        markdown.write_text(to_markdown(result), encoding="utf-8")
+    if plot is not None:
+        draw(result, plot)
     typer.echo(json.dumps(result) if as_json else to_markdown(result))

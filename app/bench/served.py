@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from app.text.tokenizer import Tokenizer
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 40.0
-LONG_PROMPT_TOKENS = 2000
 WORDS = """block pool worker router prefill decode token cache fabric plane rack node link queue batch step kernel layer
 head vector matrix weight score memory disk server client request answer stream clock second byte page table key value
 hash chain lease limit share tenant model prompt text word line file path road river bridge market garden winter summer
@@ -107,38 +105,6 @@ def closed_loop(
             ignore_eos=True,
         )
         return _whole(run_load(options))
-
-
-def long_prompts(url: str, model: str, *, num: int, seed: int) -> dict[str, Any]:
-    """A different 2,000-token prompt each second, one token out. Raises ServedError when a request failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "long.jsonl")
-        blocks = -(-LONG_PROMPT_TOKENS // 512)
-        rows = [
-            {
-                "timestamp": 1000 * i,
-                "input_length": LONG_PROMPT_TOKENS,
-                "output_length": 1,
-                "hash_ids": [(seed * num + i) * blocks + block for block in range(blocks)],
-            }
-            for i in range(num)
-        ]
-        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        return _whole(run_load(LoadOptions(base_url=url, model=model, requests=num, trace=path)))
-
-
-def interference(
-    url: str, model: str, prompts: Sequence[str], *, concurrency: int, output_tokens: int, seed: int
-) -> dict[str, Any]:
-    """TPOT of running decodes alone, and while a 2,000-token prompt arrives each second."""
-    alone = closed_loop(url, model, prompts, concurrency=concurrency, output_tokens=output_tokens)
-    # Arrivals for as long as the decodes run: they may take up to twice as long as alone.
-    seconds = max(3, round(alone["duration_s"] * 2))
-    with ThreadPoolExecutor(1) as beside:
-        arriving = beside.submit(long_prompts, url, model, num=seconds, seed=seed)
-        disturbed = closed_loop(url, model, prompts, concurrency=concurrency, output_tokens=output_tokens)
-        long = arriving.result()
-    return {"alone": alone, "disturbed": disturbed, "long": long}
 
 
 def _whole(result: dict[str, Any]) -> dict[str, Any]:
