@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from engine.config import KVLayout
+from engine.courtesy import Courtesy
 from engine.grammar import GrammarCompiler, GrammarError, Matcher
 from engine.handoff import Pool
 from engine.links import Links
@@ -199,6 +200,7 @@ class WorkerService:
             limits=options.limits,
             metrics=self.metrics,
             drafter=Drafter() if options.speculate else None,
+            courtesy=Courtesy.of_process(),
             deliver=partial(_call_soon, loop, self.links.send),
         )
         self._thread = threading.Thread(

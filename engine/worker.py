@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from engine.block_manager import BlockManager
+from engine.courtesy import Courtesy
 from engine.grammar import Masks
 from engine.handoff import Handoff, Identity, Job, Pool
 from engine.lifecycle import Lifecycle
@@ -83,7 +84,8 @@ class Worker:
     """One engine: a model's `forward`, the blocks it computes in, and the requests it serves.
 
     `memory(block)` is the memory of a local KV block. `max_context_tokens` bounds prompt and output together and must
-    fit into `num_blocks` blocks. Without a `drafter` each step gives one token. All instants are of `clock`.
+    fit into `num_blocks` blocks. Without a `drafter` each step gives one token, without
+    `courtesy` the worker never steps back for its neighbours. All instants are of `clock`.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Worker:
         metrics: WorkerMetrics,
         deliver: Deliver,
         drafter: Drafter | None = None,
+        courtesy: Courtesy | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.worker_id = worker_id
@@ -110,6 +113,7 @@ class Worker:
         self._forward = forward
         self._deliver = deliver
         self._drafter = drafter
+        self._courtesy = courtesy
         self._clock = clock
         self._blocks = BlockManager(num_blocks, block_tokens)
         self._scheduler: Scheduler[Sequence] = Scheduler(self._blocks, limits)
@@ -243,6 +247,8 @@ class Worker:
             self._requests.preempted(sequence, started_at)
         if not plan.slots:
             return bool(plan.preempted)
+        if self._courtesy is not None:
+            self._courtesy.before(self._scheduler.running, plan.num_decode)
         try:
             outcomes = self._compute(plan)
         except Exception as error:
