@@ -33,6 +33,8 @@ from app.routing.link import Connect, open_websocket
 from app.routing.scorers import warm_link_costs
 from app.routing.workers import DirectoryReader, Workers
 from app.settings import Settings
+from app.tenancy.admin import admin_router
+from app.tenancy.tenancy import Tenancy, has_keys
 from app.text import load_text
 from memory_pool.client import AsyncPoolClient
 from memory_pool.directory import AsyncDirectory
@@ -55,10 +57,10 @@ def create_app(
 
     Raises ConfigurationError, and what loading the model's text raises.
     """
-    if settings.key_required and not settings.api_keys:
+    if settings.key_required and not settings.api_keys and not has_keys(settings):
         raise ConfigurationError(
-            f"listening on {settings.host}, which others can reach, needs API keys: set CLOUDMATRIX_API_KEYS "
-            "to one or more keys separated by commas, or listen on 127.0.0.1"
+            f"listening on {settings.host}, which others can reach, needs API keys: make one with `cloudmatrix keys "
+            "create`, set CLOUDMATRIX_API_KEYS to one or more keys separated by commas, or listen on 127.0.0.1"
         )
     served = dict(models) if models is not None else load_models(settings)
     own_directory = AsyncDirectory(settings.redis_url) if directory is None else None
@@ -75,8 +77,9 @@ def create_app(
         workers, gate=gate, failover_s=settings.failover_s, retry_after_s=settings.retry_after_s
     )
     metrics.watch(dispatcher, workers)
+    tenancy = Tenancy(settings)
     generator = Generator(
-        dispatcher=dispatcher, gate=gate, pool=memory_pool, history=history, metrics=metrics
+        dispatcher=dispatcher, gate=gate, pool=memory_pool, history=history, metrics=metrics, tenancy=tenancy
     )
     pulse = Pulse()
     desk = Desk(settings=settings, models=served, generator=generator, metrics=metrics, pulse=pulse)
@@ -87,6 +90,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warm_link_costs()
+        await tenancy.start()
         tasks = [asyncio.create_task(part.run()) for part in (workers, dispatcher, gate, pulse, role_switch)]
         try:
             yield
@@ -95,21 +99,24 @@ def create_app(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await client.aclose()
+            await tenancy.close()
             for owned in (own_directory, own_pool):
                 if owned is not None:
                     await owned.close()
 
     app = FastAPI(title="cloudmatrix", lifespan=lifespan)
+    app.state.tenancy = tenancy
     app.include_router(ops_router(workers, metrics))
     app.include_router(chat_router(desk))
     app.include_router(completions_router(desk))
     app.include_router(models_router(desk))
     app.include_router(tokens_router(desk))
     app.include_router(requests_router(history))
+    app.include_router(admin_router(tenancy))
     app.include_router(autoscaler_router(role_switch))
     app.include_router(workers_router(workers, memory_pool, client))
     install_error_handlers(app)
-    app.add_middleware(Entrance, settings=settings, metrics=metrics)
+    app.add_middleware(Entrance, tenancy=tenancy, metrics=metrics)
     return app
 
 

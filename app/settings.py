@@ -26,7 +26,17 @@ class Settings(BaseSettings):
     model: str = "smollm2-135m"
     """Name of the served model in the catalogue."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """Bearer keys that open the API, separated by commas. Without any, only a loopback address may be served."""
+    """Bearer keys of the operator, separated by commas; they open everything, the admin API too."""
+    database_url: SecretStr | None = None
+    """Where tenants, keys and the ledger are: postgresql://… or sqlite:///FILE; None: a file in the data folder."""
+    key_pepper: SecretStr | None = None
+    """Secret under which keys are hashed, the same for all gateways; None: a file in the data folder."""
+    limit_window_s: float = Field(default=60.0, gt=0)
+    """What a minute is for limits per minute."""
+    lease_s: float = Field(default=30.0, ge=1)
+    """How long after a gateway's death its requests still count as under way."""
+    limited_max_tokens: int = Field(default=1024, ge=1)
+    """`max_tokens` of callers with a token limit or budget who name none."""
 
     max_in_flight: int = Field(default=512, ge=1)
     """Requests served or waiting at once; the next one gets a 429."""

@@ -184,7 +184,7 @@ class WindowUse:
 
 @dataclass(frozen=True)
 class Refused:
-    """The charge at `index` does not fit. `retry_after_s` None: it never will; `unseeded`: its budget has no sum yet."""
+    """The charge at `index` does not fit. `retry_after_s` None: never will; `unseeded`: its budget has no sum yet."""
 
     index: int
     retry_after_s: float | None

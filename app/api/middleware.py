@@ -1,6 +1,5 @@
 """Around every answer: a request id, the key check, and the error envelope for whatever goes wrong inside."""
 
-import hmac
 import logging
 import secrets
 import time
@@ -13,7 +12,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import (
-    AuthenticationError,
     GatewayError,
     InternalError,
     InvalidRequestError,
@@ -22,7 +20,8 @@ from app.errors import (
 )
 from app.metrics import GatewayMetrics
 from app.requests.mailbox import Abandoned
-from app.settings import Settings
+from app.tenancy.principal import OPERATOR, Call, Principal, enter
+from app.tenancy.tenancy import Tenancy
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +32,9 @@ OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.js
 class Entrance:
     """The outermost ASGI layer."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: GatewayMetrics) -> None:
+    def __init__(self, app: ASGIApp, tenancy: Tenancy, metrics: GatewayMetrics) -> None:
         self._app = app
-        self._key_required = settings.key_required
-        self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
+        self._tenancy = tenancy
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +45,7 @@ class Entrance:
         request_id = "req_" + secrets.token_hex(16)
         state = scope.setdefault("state", {})
         state["request_id"], state["arrived_at"] = request_id, time.monotonic()
+        call = Call(OPERATOR)
         id_header = (b"x-request-id", request_id.encode())
         started = False
 
@@ -54,13 +53,15 @@ class Entrance:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"].append(id_header)
+                message["headers"] += [id_header, *call.headers]
                 route = scope.get("route")
                 self._metrics.answered(getattr(route, "path", "unknown"), message["status"])
             await send(message)
 
         try:
-            self._check_key(scope)
+            if scope["path"] not in OPEN_PATHS:
+                call.principal = await self._identify(scope)
+            enter(call)
             await self._app(scope, receive, send_with_id)
         except GatewayError as error:
             await error_response(error)(scope, receive, send_with_id)
@@ -72,16 +73,10 @@ class Entrance:
                 raise
             await error_response(_unforeseen())(scope, receive, send_with_id)
 
-    def _check_key(self, scope: Scope) -> None:
-        if not self._key_required or scope["path"] in OPEN_PATHS:
-            return
+    async def _identify(self, scope: Scope) -> Principal:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
-        if scheme.lower() != b"bearer" or not key:
-            raise AuthenticationError("an API key is needed: send it as 'Authorization: Bearer KEY'")
-        # Every key is compared, so that the time taken tells nothing.
-        if sum([hmac.compare_digest(key.strip(), known) for known in self._keys]) == 0:
-            raise AuthenticationError("the API key is not valid")
+        client = scope.get("client")
+        return await self._tenancy.authenticator.identify(given, client[0] if client else None, scope["path"])
 
 
 def error_response(error: GatewayError) -> Response:

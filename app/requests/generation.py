@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -24,6 +24,9 @@ from app.requests.sampling import choice_seed
 from app.requests.served import ServedModel
 from app.routing.dispatch import Dispatch, Work
 from app.routing.dispatcher import Dispatcher
+from app.tenancy.limits import spare_tokens
+from app.tenancy.principal import Principal, caller
+from app.tenancy.tenancy import Account, Tenancy
 from app.text import TextStream
 from engine.protocol import SamplingParams, WorkerRecord
 from memory_pool.client import AsyncPoolClient
@@ -56,6 +59,8 @@ class Order:
     """Set by the operator: lower tiers go before all others."""
     priority: int = 0
     """The caller's own order among its requests, lower first."""
+    names_max_tokens: bool = True
+    """Whether the caller said how long the answer may be."""
 
 
 @dataclass(kw_only=True)
@@ -67,14 +72,26 @@ class Generator:
     pool: AsyncPoolClient
     history: History
     metrics: GatewayMetrics
+    tenancy: Tenancy
 
     async def begin(self, order: Order, model: ServedModel, record: RequestRecord) -> "Generation":
-        """Queue the request; its choices go as soon as there is room. Raises OverloadedError, DeadlineError and
-        UnavailableError."""
+        """Queue the request; its choices go as soon as there is room. Raises OverloadedError, DeadlineError,
+        UnavailableError, and RateLimitError when the caller has none left."""
         layout = self.dispatcher.layout(model.id)
+        order = for_caller(order, caller(), model.id, self.tenancy.limited_max_tokens)
+        record.model = model.id
+        record.tenant = order.tenant
+        record.prompt_tokens = sum(map(len, order.prompts))
         ticket = new_ticket(order, record.arrived_at)
-        self.gate.check(ticket)
-        generation = Generation(self, order, model, record, ticket)
+        account = await self.tenancy.admit(
+            record, model.id, prompt_tokens=record.prompt_tokens, output_tokens=ticket.output_tokens
+        )
+        try:
+            self.gate.check(ticket)
+        except BaseException:
+            account.cancel()
+            raise
+        generation = Generation(self, order, model, record, ticket, account)
         self.history.begin(record)
         try:
             await generation.start(layout)
@@ -93,6 +110,7 @@ class Generation:
     model: ServedModel
     record: RequestRecord
     ticket: Ticket
+    account: Account
     mailbox: Mailbox = field(default_factory=Mailbox)
     choices: list[Choice] = field(default_factory=list)
     _is_ended: bool = False
@@ -101,9 +119,7 @@ class Generation:
     async def start(self, layout: WorkerRecord) -> None:
         """Look up what the pool holds of each prompt and start its choices."""
         record, order = self.record, self.order
-        record.model = self.model.id
         record.num_choices = len(order.prompts) * order.n
-        record.prompt_tokens = sum(map(len, order.prompts))
         began = time.monotonic()
         keys = [
             block_keys(
@@ -188,6 +204,9 @@ class Generation:
                 if piece.finish_reason is not None:
                     num_open -= 1
                     self.record.finish_reasons[piece.choice] = piece.finish_reason
+            if not num_open:
+                # Before the client sees the end of its answer: from here on it is in the ledger, come what may.
+                self.account.note(self._num_tokens())
             if pieces or not taken:
                 yield pieces
 
@@ -226,7 +245,21 @@ class Generation:
             record.end("failed", now, "internal error")
         generator.gate.leave(self.ticket)
         generator.history.end(record)
-        record.when_reported(lambda: generator.metrics.observe(record, self.order))
+        record.when_reported(self._on_reported)
+
+    def _on_reported(self) -> None:
+        self.generator.metrics.observe(self.record, self.order)
+        if self.record.status == "failed" and not self._num_tokens():
+            self.account.cancel()
+        else:
+            self.account.enter(self.record.status, self._num_tokens())
+
+    def _num_tokens(self) -> int:
+        """Tokens to be charged: those of each answer that ended, and of one that was cut off all that were made."""
+        return sum(
+            choice.dispatch.num_produced if choice.finish_reason is None else choice.num_tokens
+            for choice in self.choices
+        )
 
     def _note_tokens(self, choice: int, num_tokens: int) -> None:
         now = time.monotonic()
@@ -237,6 +270,24 @@ class Generation:
             self.generator.metrics.inter_token_latency.observe((now - last) / num_tokens, num_tokens)
             self.generator.gate.streamed(now - last, num_tokens)
         self._last_at[choice] = now
+
+
+def for_caller(order: Order, who: Principal, model: str, limited_max_tokens: int) -> Order:
+    """The order under its caller's name. An answer of unnamed length reserves no more than a token limit can hold."""
+    sampling = order.sampling
+    if not order.names_max_tokens and who.is_metered(model):
+        most, spare = limited_max_tokens, spare_tokens(who.limits, model)
+        if spare is not None:
+            most = min(most, max(1, (spare - sum(map(len, order.prompts))) // max(1, order.n)))
+        sampling = [msgspec.structs.replace(each, max_tokens=min(each.max_tokens, most)) for each in sampling]
+    return replace(
+        order,
+        sampling=sampling,
+        tenant=who.tenant_id,
+        namespace=who.namespace,
+        weight=who.weight,
+        tier=who.tier,
+    )
 
 
 def new_ticket(order: Order, arrived_at: float) -> Ticket:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from app.admission.ticket import DEFAULT_TENANT
 from app.routing.router import Route
 from engine.protocol import Report
 from fabric.ledger import Transfer, total
@@ -103,6 +104,7 @@ class RequestRecord:
         "route",
         "status",
         "stream",
+        "tenant",
         "transfers",
     )
 
@@ -112,6 +114,7 @@ class RequestRecord:
         self.created = created
         self.arrived_at = arrived_at
         self.model = ""
+        self.tenant = DEFAULT_TENANT
         self.stream = False
         self.num_choices = 1
         self.status: Status = "queued"

@@ -108,6 +108,8 @@ class Dispatch:
     followers: list["Dispatch"] = field(default_factory=list)
     generated: list[int] = field(default_factory=list)
     is_over: bool = False
+    num_late: int = 0
+    """Tokens that came when nobody wanted more."""
     _route: Route | None = None
     _leg: _Leg | None = None
     _handoff: Handoff | None = None
@@ -146,6 +148,11 @@ class Dispatch:
         self._route, self._handoff = leader._route, leader._handoff  # noqa: SLF001 - same class
         self.decode()
 
+    @property
+    def num_produced(self) -> int:
+        """Tokens that workers made for this choice, wanted or not."""
+        return len(self.generated) + self.num_late
+
     def cancel(self) -> None:
         """Nobody wants more of this choice; the worker that holds it frees it."""
         if self.is_over:
@@ -178,6 +185,8 @@ class Dispatch:
             self._note_report(leg, event)
         elif isinstance(event, Failed):
             self.work.record.end_leg()
+        if self.is_over and isinstance(event, Tokens):
+            self.num_late += len(event.token_ids)
         if self.is_over or leg is not self._leg:
             return
         match event:

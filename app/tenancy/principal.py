@@ -9,6 +9,7 @@ import ipaddress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from app.admission.ticket import DEFAULT_TENANT
 from app.errors import PermissionDeniedError
 from app.tenancy.limits import Limit
 from memory_pool.keys import namespace_of
@@ -24,15 +25,13 @@ TENANT_PATHS = (
 )
 """What a key of a tenant opens unless its own scope is narrower; the rest is for administrators."""
 
-DEFAULT_TENANT = "default"
-"""Whose usage it is when callers are not told apart: without keys, and with the keys of the settings."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Principal:
     """A caller: the tenant it belongs to, and the scopes of the key it showed. None: not restricted."""
 
     tenant_id: str = DEFAULT_TENANT
+    """DEFAULT_TENANT where callers are not told apart: without keys, and with the keys of the settings."""
     tenant_name: str = DEFAULT_TENANT
     user_id: str | None = None
     key_id: str | None = None
@@ -43,6 +42,10 @@ class Principal:
     expires_at: float | None = None
     """Seconds since the epoch."""
     limits: tuple[Limit, ...] = ()
+    weight: float = 1.0
+    """The tenant's share of the workers, against the others'."""
+    tier: int = 0
+    """Tenants of lower tiers go first, whatever the shares."""
 
     @property
     def namespace(self) -> str:
@@ -75,6 +78,14 @@ class Principal:
             raise PermissionDeniedError(
                 f"this key may not be used from {address or 'an unknown address'}", code="ip_not_allowed"
             )
+
+    def is_metered(self, model: str) -> bool:
+        """Whether tokens of this model are limited, by number or by cost."""
+        return any(
+            limit.speaks_of(model)
+            and (limit.tokens_per_minute is not None or limit.monthly_budget_nano is not None)
+            for limit in self.limits
+        )
 
     def may_use(self, model: str) -> bool:
         """Whether the key opens this model."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,7 +92,8 @@ async def serving(
         for worker in workers:
             await stack.enter_async_context(worker.running())
         directory, pool = FakeDirectory(list(workers)), FakePool()
-        options: Any = {"directory_poll_s": 0.02, "failover_s": 2.0, **settings}
+        data_dir = stack.enter_context(tempfile.TemporaryDirectory())
+        options: Any = {"data_dir": data_dir, "directory_poll_s": 0.02, "failover_s": 2.0, **settings}
         app = create_app(
             Settings(**options),
             models={served.id: served},

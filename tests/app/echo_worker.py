@@ -71,6 +71,8 @@ class EchoWorker:
     prefetches: list[Prefetch] = field(default_factory=list)
     report_delay_s: float = 0.0
     """How long after the last token the report comes, as when blocks are still being published."""
+    num_produced: int = 0
+    """Tokens sent, of all requests."""
     is_held: bool = False
     """While true, no step is run: everything waits."""
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
@@ -182,6 +184,7 @@ class EchoWorker:
         prompt, request_id = submit.prompt_tokens, submit.request_id
         token = prompt[len(sequence.tokens) % len(prompt)]
         sequence.tokens.append(token)
+        self.num_produced += 1
         logprobs = None
         if submit.sampling.logprobs is not None:
             top = [(token + i, -0.5 - i) for i in range(submit.sampling.logprobs)]

@@ -1,0 +1,261 @@
+"""`/api/admin/…`: tenants, users, keys, limits, prices and usage. For keys of administrators alone."""
+
+from datetime import date
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.errors import InvalidRequestError
+from app.tenancy.limits import Limit
+from app.tenancy.prices import Price, from_nano, to_nano
+from app.tenancy.principal import caller
+from app.tenancy.tables import KeyRow, TenantRow, UserRow
+from app.tenancy.tenancy import Tenancy
+from app.tenancy.usage import Group, usage
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Money = Annotated[Decimal, Field(ge=0, le=1_000_000)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+Names = Annotated[list[Name], Field(max_length=100)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewTenant(_Body):
+    """A tenant; `weight` is its share of the workers, lower `tier`s go first."""
+
+    id: Name
+    name: Name | None = None
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    tier: int = Field(default=0, ge=-100, le=100)
+
+
+class TenantChange(_Body):
+    """What is given is changed."""
+
+    name: Name | None = None
+    weight: float | None = Field(default=None, gt=0, le=1000)
+    tier: int | None = Field(default=None, ge=-100, le=100)
+    is_active: bool | None = None
+
+
+class NewUser(_Body):
+    """A user of a tenant."""
+
+    name: Name
+    email: Annotated[str, Field(max_length=320)] | None = None
+
+
+class UserChange(_Body):
+    """What is given is changed."""
+
+    name: Name | None = None
+    is_active: bool | None = None
+
+
+class NewKey(_Body):
+    """A key and its scopes; null leaves a scope open. `expires_at`: seconds since the epoch."""
+
+    tenant_id: Name
+    name: Name
+    user_id: str | None = None
+    is_admin: bool = False
+    models: Names | None = None
+    networks: Names | None = None
+    endpoints: Names | None = None
+    expires_at: Annotated[int, Field(ge=0, le=2**40)] | None = None
+
+
+class LimitBody(_Body):
+    """Limits of a subject, on one model or (model empty) on all together; null: unlimited."""
+
+    subject_kind: Literal["tenant", "user", "key"]
+    subject_id: Name
+    model: Annotated[str, Field(max_length=200)] = ""
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent_requests: Count | None = None
+    monthly_budget: Money | None = None
+
+
+class PriceBody(_Body):
+    """Prices of a million tokens."""
+
+    input: Money
+    cached_input: Money
+    output: Money
+
+
+def admin_router(tenancy: Tenancy) -> APIRouter:
+    """The routes over `tenancy`."""
+    router = APIRouter(tags=["admin"])
+
+    @router.get("/api/admin/tenants")
+    async def list_tenants() -> dict[str, Any]:
+        """All tenants."""
+        return {"tenants": [_tenant(row) for row in await tenancy.registry.tenants()]}
+
+    @router.post("/api/admin/tenants", status_code=201)
+    async def create_tenant(body: NewTenant) -> dict[str, Any]:
+        """A new tenant; its id stays for ever."""
+        row = await tenancy.registry.create_tenant(
+            body.id, body.name or body.id, weight=body.weight, tier=body.tier
+        )
+        return _tenant(row)
+
+    @router.post("/api/admin/tenants/{tenant_id}")
+    async def change_tenant(tenant_id: str, body: TenantChange) -> dict[str, Any]:
+        """Rename, weigh, suspend (`is_active: false`) or resume a tenant."""
+        row = await tenancy.registry.change_tenant(tenant_id, _given(body))
+        await tenancy.authenticator.changed()
+        return _tenant(row)
+
+    @router.get("/api/admin/tenants/{tenant_id}/users")
+    async def list_users(tenant_id: str) -> dict[str, Any]:
+        """A tenant's users."""
+        await tenancy.registry.tenant(tenant_id)
+        return {"users": [_user(row) for row in await tenancy.registry.users(tenant_id)]}
+
+    @router.post("/api/admin/tenants/{tenant_id}/users", status_code=201)
+    async def create_user(tenant_id: str, body: NewUser) -> dict[str, Any]:
+        """A new user."""
+        return _user(await tenancy.registry.create_user(tenant_id, body.name, body.email))
+
+    @router.post("/api/admin/users/{user_id}")
+    async def change_user(user_id: str, body: UserChange) -> dict[str, Any]:
+        """Rename, suspend or resume a user."""
+        row = await tenancy.registry.change_user(user_id, _given(body))
+        await tenancy.authenticator.changed()
+        return _user(row)
+
+    @router.get("/api/admin/keys")
+    async def list_keys(tenant_id: str | None = None) -> dict[str, Any]:
+        """Keys, by what may be shown of them."""
+        return {"keys": [_key(row) for row in await tenancy.registry.keys(tenant_id)]}
+
+    @router.post("/api/admin/keys", status_code=201)
+    async def create_key(body: NewKey) -> dict[str, Any]:
+        """A new key. This answer is the only place where it is shown."""
+        issued = await tenancy.registry.issue_key(**body.model_dump())
+        await tenancy.authenticator.changed()
+        return {**_key(issued.row), "key": issued.key}
+
+    @router.post("/api/admin/keys/{key_id}/revoke")
+    async def revoke_key(key_id: str) -> dict[str, Any]:
+        """End a key, on every gateway at once."""
+        row = await tenancy.registry.revoke_key(key_id)
+        await tenancy.authenticator.changed()
+        return _key(row)
+
+    @router.get("/api/admin/limits")
+    async def list_limits() -> dict[str, Any]:
+        """All limits."""
+        return {"limits": [_limit(limit) for limit in await tenancy.registry.limits()]}
+
+    @router.post("/api/admin/limits")
+    async def set_limit(body: LimitBody) -> dict[str, Any]:
+        """Set a subject's limits; with all of them null they are removed."""
+        values = body.model_dump(exclude={"monthly_budget"})
+        budget = None if body.monthly_budget is None else to_nano(body.monthly_budget)
+        limit = await tenancy.registry.set_limit(Limit(**values, monthly_budget_nano=budget))
+        await tenancy.authenticator.changed()
+        return _limit(limit)
+
+    @router.get("/api/admin/prices")
+    async def list_prices() -> dict[str, Any]:
+        """Prices of a million tokens, by model."""
+        return {
+            "prices": {model: _price(price) for model, price in (await tenancy.registry.prices()).items()}
+        }
+
+    @router.post("/api/admin/prices/{model}")
+    async def set_price(model: str, body: PriceBody) -> dict[str, Any]:
+        """Set a model's price; requests that ended keep theirs."""
+        price = Price(to_nano(body.input), to_nano(body.cached_input), to_nano(body.output))
+        await tenancy.registry.set_price(model, price)
+        await tenancy.authenticator.changed()
+        return _price(price)
+
+    @router.get("/api/admin/usage")
+    async def summarise_usage(
+        group_by: Annotated[str, Query(description="Comma-separated: tenant, user, key, model, day, …")] = "",
+        first_day: date | None = None,
+        last_day: date | None = None,
+        tenant: str | None = None,
+        key: str | None = None,
+        model: str | None = None,
+    ) -> dict[str, Any]:
+        """What was used, from the ledger."""
+        rows = await usage(
+            tenancy.database,
+            _groups(group_by),
+            first_day=first_day.isoformat() if first_day else None,
+            last_day=last_day.isoformat() if last_day else None,
+            tenant=tenant,
+            key=key,
+            model=model,
+        )
+        return {"usage": rows}
+
+    @router.get("/api/usage")
+    async def own_usage(group_by: str = "model,day") -> dict[str, Any]:
+        """What the caller's tenant used."""
+        return {"usage": await usage(tenancy.database, _groups(group_by), tenant=caller().tenant_id)}
+
+    return router
+
+
+def _groups(text: str) -> list[Group]:
+    groups: list[Any] = [part.strip() for part in text.split(",") if part.strip()]
+    known = ("tenant", "user", "key", "model", "day", "endpoint", "status")
+    for group in groups:
+        if group not in known:
+            raise InvalidRequestError(f"group_by: {group!r} is none of {', '.join(known)}", param="group_by")
+    return list(dict.fromkeys(groups))
+
+
+def _given(body: BaseModel) -> dict[str, Any]:
+    return body.model_dump(exclude_none=True)
+
+
+def _tenant(row: TenantRow) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in ("id", "name", "is_active", "weight", "tier", "created_at")}
+
+
+def _user(row: UserRow) -> dict[str, Any]:
+    return {
+        name: getattr(row, name) for name in ("id", "tenant_id", "name", "email", "is_active", "created_at")
+    }
+
+
+def _key(row: KeyRow) -> dict[str, Any]:
+    shown = (
+        "id", "tenant_id", "user_id", "name", "is_admin", "models", "networks", "endpoints",
+        "created_at", "expires_at", "revoked_at", "last_used_at",
+    )  # fmt: skip
+    return {**{name: getattr(row, name) for name in shown}, "shown": f"{row.prefix}…{row.last_four}"}
+
+
+def _limit(limit: Limit) -> dict[str, Any]:
+    budget = limit.monthly_budget_nano
+    return {
+        "subject_kind": limit.subject_kind,
+        "subject_id": limit.subject_id,
+        "model": limit.model,
+        "requests_per_minute": limit.requests_per_minute,
+        "tokens_per_minute": limit.tokens_per_minute,
+        "concurrent_requests": limit.concurrent_requests,
+        "monthly_budget": None if budget is None else str(from_nano(budget)),
+    }
+
+
+def _price(price: Price) -> dict[str, str]:
+    return {
+        "input": str(from_nano(price.input_nano)),
+        "cached_input": str(from_nano(price.cached_input_nano)),
+        "output": str(from_nano(price.output_nano)),
+    }
