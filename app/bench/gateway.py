@@ -31,7 +31,17 @@ from app.bench.client import Outcome, StreamingClient
 from app.bench.load import percentiles
 from app.bench.peers import machine
 from engine.lifeline import PARENT_VARIABLE
-from engine.protocol import Failed, Finished, SamplingParams, Submit, WorkerRecord, decode_from_worker, encode
+from engine.protocol import (
+    Cancel,
+    Failed,
+    Finished,
+    Prefetch,
+    SamplingParams,
+    Submit,
+    WorkerRecord,
+    decode_from_worker,
+    encode,
+)
 from memory_pool.directory import Directory
 from memory_pool.redis_server import start_redis
 
@@ -84,12 +94,12 @@ def run_gateway(options: GatewayOptions, say: Say) -> dict[str, Any]:
         runs: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
         for number in range(options.repeat + 1):
             for side in sides:
-                result = asyncio.run(_measure(side, options, warm=number == 0))
+                measured = asyncio.run(_measure(side, options, warm=number == 0))
                 if number:  # the first warms up
-                    runs[side.name].append(result)
-                    say(f"{number} of {options.repeat}: {side.name} " + ", ".join(_figures(result)))
+                    runs[side.name].append(measured)
+                    say(f"{number} of {options.repeat}: {side.name} " + ", ".join(_figures(measured)))
     medians = {name: _medians(of_side) for name, of_side in runs.items()}
-    result = {
+    result: dict[str, Any] = {
         "machine": machine(),
         "pinned": gateway_core is not None,
         "options": {name: value for name, value in vars(options).items() if name != "litellm"},
@@ -252,8 +262,9 @@ async def _over_the_link(url: str, num: int) -> list[float]:
             request_id = f"direct-{number}"
             sampling = SamplingParams(max_tokens=1, seed=0)
             submit = Submit(request_id=request_id, phase="both", prompt_tokens=[1] * 40, sampling=sampling)
+            messages: list[Submit | Cancel | Prefetch] = [submit]
             began = time.perf_counter()
-            await link.send(encode([submit]))
+            await link.send(encode(messages))
             over = False
             while not over:
                 data = await link.recv(decode=False)

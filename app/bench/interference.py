@@ -52,14 +52,13 @@ async def _alternate(url: str, options: InterferenceOptions, say: Callable[[str]
     client = StreamingClient(url, api_key=None, timeout_s=served.START_TIMEOUT_S)
     draw = random.Random(0)  # noqa: S311 - filler text, not secrets
     await _phase(client, options, draw, disturbed=True)  # warms up
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number in range(options.repeat):
         alone = _figures(*await _phase(client, options, draw, disturbed=False))
         beside = _figures(*await _phase(client, options, draw, disturbed=True))
-        rows.append(
-            {"alone": alone, "disturbed": beside, "ratio": beside["tpot_p99_s"] / alone["tpot_p99_s"]}
-        )
-        say(f"{number + 1} of {options.repeat}: TPOT p99 {rows[-1]['ratio']:.2f} x")
+        ratio = beside["tpot_p99_s"] / alone["tpot_p99_s"]
+        rows.append({"alone": alone, "disturbed": beside, "ratio": ratio})
+        say(f"{number + 1} of {options.repeat}: TPOT p99 {ratio:.2f} x")
     return {
         "streams": options.num_streams,
         "output_tokens": options.output_tokens,
@@ -119,7 +118,7 @@ async def _send(
     return await client.stream("/completions", json.dumps(body).encode())
 
 
-def _figures(streams: Sequence[Outcome], long: Sequence[Outcome]) -> dict[str, float | None]:
+def _figures(streams: Sequence[Outcome], long: Sequence[Outcome]) -> dict[str, Any]:
     tpot = percentiles([outcome.tpot_s for outcome in streams if outcome.tpot_s is not None])
     return {
         "tpot_p50_s": tpot["p50"],
