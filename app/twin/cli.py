@@ -260,7 +260,8 @@ def _validation_table(result: dict[str, Any]) -> Table:
 def _recommendation_table(result: dict[str, Any]) -> Table:
     prices = result["prices"]
     table = Table(
-        "TPOT target", "P:D NPUs", "batch per NPU", "pool", "meets both", "TPOT p90", "TTFT p90", "$ per M tokens",
+        "TPOT target", "P:D NPUs", "batch per NPU", "handover", "pool", "meets both", "TPOT p90", "TTFT p90",
+        "$ per M tokens",
         caption=f"at ${prices['npu_hour']:g} per NPU hour and ${prices['pool_gb_hour']:g} per GB hour of pool (stated)",
     )  # fmt: skip
     for answer in result["answers"]:
@@ -269,7 +270,7 @@ def _recommendation_table(result: dict[str, Any]) -> Table:
             table.add_row(target, answer["reason"])
             continue
         table.add_row(
-            target, answer["prefill_to_decode"], f"{answer['max_batch_per_npu']:g}",
+            target, answer["prefill_to_decode"], f"{answer['max_batch_per_npu']:g}", answer["handover_plane"],
             f"{answer['pool_bytes'] / 1e12:g} TB",
             f"{answer['slo_attainment']:.1%}" + ("" if answer["met"] else " (not met)"),
             f"{answer['tpot_s']['p90'] * 1e3:.1f} ms", f"{answer['ttft_s']['p90']:.2f} s",

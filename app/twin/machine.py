@@ -13,6 +13,7 @@ from app.twin.prefill import pool_bytes_per_s
 from app.twin.scenario import Scenario
 from app.twin.trace import BLOCK_TOKENS as TRACE_BLOCK_TOKENS
 from fabric.cost import transfer_time
+from fabric.planes import Plane
 from fabric.topology import Place
 
 CONTEXT_STEP = 256
@@ -125,10 +126,11 @@ class SupernodeMachine:
         return num_tokens * self.kv_bytes_per_token / self._pool_rate
 
     def handover_s(self, num_tokens: int, prefill: int, decode: int) -> float:
-        """Over the RDMA plane, as in the paper, from the first NPU of one instance to that of the other."""
+        """Over the RDMA plane as in the paper, or over UB, from the first NPU of one instance to that of the other."""
         src = Place("npu", prefill * self.scenario.prefill_npus)
         first = self.scenario.prefill_instances * self.scenario.prefill_npus
         dst = Place("npu", first + decode * self.scenario.decode_npus)
+        plane: Plane = "ub" if self.scenario.handover_plane == "ub" else "roce"
         return transfer_time(
-            src, dst, num_tokens * self.kv_bytes_per_token, "roce", topology=self.scenario.topology
+            src, dst, num_tokens * self.kv_bytes_per_token, plane, topology=self.scenario.topology
         )

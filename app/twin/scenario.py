@@ -28,6 +28,7 @@ CHOICES = {
     "plane": ("ub", "roce"),
     "phase": ("prefill", "decode"),
     "eplb": ("default", "perfect"),
+    "handover_plane": ("roce", "ub"),
 }
 
 
@@ -37,12 +38,13 @@ class Scenario:
 
     `num_npus` with `prefill_instances` (of `prefill_npus`) and `decode_instances` (of `decode_npus`) matter
     to replay; `pool_bytes` 0 is an infinite pool; `failed` names broken components as in `fabric.topology`,
-    comma-separated.
+    comma-separated. `handover_plane` carries KV from prefill to decode in replay: RDMA as in the paper, or UB.
     """
 
     model: str = "deepseek-r1"
     hardware: str = "ascend-910c"
     plane: str = "ub"
+    handover_plane: str = "roce"
     phase: str = "decode"
     prompt_tokens: int = 4096
     output_tokens: int = 256
