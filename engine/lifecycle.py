@@ -105,7 +105,7 @@ class Lifecycle:
         """A step's result: newly filled blocks, new tokens, perhaps the end."""
         slot, sequence = outcome.slot, outcome.slot.work
         if outcome.error is not None:
-            self.fail(sequence, "invalid", f"its grammar cannot be followed further: {outcome.error}")
+            self.fail(sequence, outcome.error.code, outcome.error.message)
             return
         first = sequence.num_computed
         if outcome.scored:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +19,26 @@ Forward = Callable[[StepBatch], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
+class StepError:
+    """Why one sequence cannot go on, while the others of its step do."""
+
+    code: Literal["invalid", "internal"]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of a slot.
 
     `sampled`: the tokens that follow its known ones, none while its prompt is not through. `scored`: log-probabilities
-    of the prompt's tokens behind the slot's rows, where they were asked for. `error`: its grammar gave up.
+    of the prompt's tokens behind the slot's rows, where they were asked for. `error`: its grammar gave
+    up, or its logits are no numbers.
     """
 
     slot: Slot[Sequence]
     sampled: list[Sampled]
     scored: list[TokenLogprob]
-    error: str | None = None
+    error: StepError | None = None
 
 
 def run_step(forward: Forward, plan: Plan[Sequence], masks: Masks) -> list[Outcome]:
@@ -61,8 +71,12 @@ def _sample(
     if matcher is not None and allowed is not None:
         error = matcher.error or (None if allowed.any(axis=1).all() else "no token fits it")
         if error is not None:
-            return Outcome(slot, [], scored, error)
-    sampled = sample(logits, _sample_rows(slot, allowed))
+            message = f"its grammar cannot be followed further: {error}"
+            return Outcome(slot, [], scored, StepError("invalid", message))
+    try:
+        sampled = sample(logits, _sample_rows(slot, allowed))
+    except ArithmeticError as damage:
+        return Outcome(slot, [], scored, StepError("internal", f"the engine failed: {damage}"))
     if slot.num_draft:
         sampled = sampled[: 1 + accepted(_drafts(slot), [s.token_id for s in sampled])]
     return Outcome(slot, sampled, scored)

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
+from engine.model import StepBatch
 from engine.protocol import BlocksPublished, Failed, Finished, Prefetch, Prefilled, Tokens
 from memory_pool.keys import block_keys
 from memory_pool.store import MemoryStore
@@ -412,6 +415,27 @@ def test_a_failed_step_fails_its_requests_only(make_bench: MakeBench) -> None:
     bench.submit("b", prompt(6))
     bench.finish("b")
     assert bench.tokens("b") == expected(prompt(6), 8)
+    bench.check_books()
+
+
+def test_a_row_without_numbers_fails_its_request_only(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    forward = bench.worker._forward
+
+    def spoil_the_second(batch: StepBatch) -> npt.NDArray[np.float32]:
+        logits = forward(batch)
+        if len(logits) == 2:
+            logits[1, 7] = np.nan
+        return logits
+
+    bench.worker._forward = spoil_the_second
+    bench.submit("a", prompt(6))
+    bench.submit("b", [*prompt(6), 1])
+    bench.finish("a", "b")
+    last = bench.last("b")
+    assert isinstance(last, Failed)
+    assert (last.code, "no largest value" in last.message) == ("internal", True)
+    assert bench.tokens("a") == expected(prompt(6), 8)
     bench.check_books()
 
 
