@@ -150,6 +150,24 @@ def test_drafts_save_steps_and_change_nothing() -> None:
     bench.close()
 
 
+def test_a_seeded_answer_is_the_same_with_drafts_as_without() -> None:
+    prompt = list(range(20))
+    sampling = {"max_tokens": 40, "temperature": 1.5, "seed": 11}
+    plain = Bench()
+    plain.submit("a", prompt, sampling=sampling)
+    plain.finish("a")
+    answer = plain.tokens("a")
+    assert answer != expected(prompt, 40), "nothing was drawn"
+    drafted = Bench(drafter=Oracle(answer))
+    drafted.submit("a", prompt, sampling=sampling)
+    drafted.finish("a")
+    assert drafted.tokens("a") == answer
+    assert drafted.model.num_steps == 1 + 10
+    for bench in (plain, drafted):
+        bench.check_books()
+        bench.close()
+
+
 def test_a_stop_token_inside_a_draft_ends_the_answer() -> None:
     prompt = list(range(20))
     answer = expected(prompt, 40)
