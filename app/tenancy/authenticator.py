@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.admission.ticket import DEFAULT_TENANT
 from app.errors import AuthenticationError, PermissionDeniedError, UnavailableError
 from app.tenancy.keys import digest_of, is_well_formed
 from app.tenancy.prices import FREE, Price
-from app.tenancy.principal import DEFAULT_TENANT, OPERATOR, Principal
+from app.tenancy.principal import OPERATOR, Principal
 from app.tenancy.registry import KeyInForce, Registry
 from memory_pool.reservations import AsyncReservations
 from memory_pool.store import StoreError

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -196,3 +197,33 @@ async def test_the_ledger_is_what_was_produced_when_clients_vanish(
         while tenancy.quota.num_held or tenancy.ledger.num_pending:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
+
+
+async def test_two_gateways_share_keys_limits_and_the_ledger(
+    served: ServedModel, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    settings = {
+        "redis_url": redis_server.url,
+        "api_keys": "operator-key",
+        "database_url": f"sqlite:///{tmp_path}/shared.db",
+        "key_pepper": "the same for both",
+    }
+    async with (
+        serving(served, disaggregated(), **settings) as one,
+        serving(served, disaggregated(), **settings) as two,
+    ):
+        made = await new_key(one, "shared")
+        key = made["key"]
+        await post(one, "limits", subject_kind="tenant", subject_id="shared", tokens_per_minute=1000)
+        await asyncio.sleep(0.5)
+        answers = await asyncio.gather(
+            *(ask(gateway, key, prompt=[5] * 30, max_tokens=20) for gateway in (one, two) for _ in range(25))
+        )
+        assert [answer.status_code for answer in answers].count(200) == 20
+        assert (await until_usage(two, "shared", 20))["completion_tokens"] == 400
+        assert (await usage(one, tenant="shared")) == (await usage(two, tenant="shared"))
+        await post(one, f"keys/{made['id']}/revoke")
+        deadline = time.monotonic() + 1
+        while (await ask(two, key)).status_code != 401:
+            assert time.monotonic() < deadline, "the other gateway still takes the key"
+            await asyncio.sleep(0.02)
