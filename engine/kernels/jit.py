@@ -1,8 +1,8 @@
 """The one door to Numba: typed, cached on disk, compiled when asked to and not before.
 
-Machine code is cached under `NUMBA_CACHE_DIR` (default `~/.cache/cloudmatrix/kernels`) in a folder named after
-the sources of this package: Numba's own check sees only the file of the outermost function, not the files of
-what it inlines.
+Machine code is cached under `NUMBA_CACHE_DIR`, else `kernels` in `CLOUDMATRIX_CACHE_DIR` (default
+`~/.cache/cloudmatrix`), in a folder named after the sources of this package: Numba's own check sees only the file
+of the outermost function, not the files of what it inlines.
 """
 
 import hashlib
@@ -21,7 +21,10 @@ Progress = Callable[[int, int, str], None]
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("NUMBA_CACHE_DIR") or str(Path.home() / ".cache" / "cloudmatrix" / "kernels")
+    base = os.environ.get("NUMBA_CACHE_DIR")
+    if not base:
+        cache = os.environ.get("CLOUDMATRIX_CACHE_DIR") or str(Path.home() / ".cache" / "cloudmatrix")
+        base = str(Path(cache) / "kernels")
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
