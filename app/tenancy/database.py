@@ -1,6 +1,7 @@
 """The database: SQLite in the data folder, or PostgreSQL by URL; brought up to the newest schema before use."""
 
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 MIGRATIONS = Path(__file__).parent / "migrations"
 NEWEST = "0001"
 """The revision that this code works with."""
+_one_at_a_time = threading.Lock()
+"""Alembic keeps its context in the process."""
 BUSY_S = 10.0
 """How long a writer of SQLite waits for another one."""
 
@@ -77,7 +80,8 @@ def migrate(url: URL) -> None:
     try:
         with contextlib.closing(_sync_engine(url)) as engine, engine.connect() as connection:
             if revision(connection) != NEWEST:
-                _upgrade(connection)
+                with _one_at_a_time:
+                    _upgrade(connection)
     except SQLAlchemyError as error:
         raise DatabaseError(f"database {url.render_as_string()}: {_cause(error)}") from error
 
