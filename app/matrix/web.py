@@ -27,6 +27,7 @@ def run_web(app: ASGIApp, *, host: str, port: int) -> None:
         access_log=False,
         backlog=2048,
         timeout_graceful_shutdown=DRAIN_S,
+        proxy_headers=False,  # an address that a key is bound to is the one that connects, not one that is claimed
         server_header=False,
         date_header=False,
     )

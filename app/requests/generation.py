@@ -154,6 +154,7 @@ class Generation:
     ) -> Dispatch:
         """The choices of one prompt, ready to begin; the one that prefills for all."""
         order, sampling = self.order, self.order.sampling[place]
+        self.record.kv_bytes_per_token = layout.kv_bytes_per_token
         works = [
             Work(
                 record=self.record,

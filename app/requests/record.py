@@ -14,7 +14,7 @@ import msgspec
 from app.admission.ticket import DEFAULT_TENANT
 from app.routing.router import Route
 from engine.protocol import Report
-from fabric.ledger import Transfer, total
+from fabric.ledger import DEEPSEEK_R1_KV_BYTES_PER_TOKEN, Transfer, scaled, total
 
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 
@@ -56,6 +56,16 @@ class TotalsView(msgspec.Struct, frozen=True):
     roce_s: float
 
 
+class AsIfView(msgspec.Struct, frozen=True):
+    """What the same tokens would have moved and cost as another model's KV: modelled, nothing of it measured."""
+
+    model: str
+    kv_bytes_per_token: int
+    num_bytes: int
+    ub_s: float
+    roce_s: float
+
+
 class RecordView(msgspec.Struct, frozen=True):
     """Answer of `GET /api/requests/{id}`. Seconds count from arrival at the gateway."""
 
@@ -75,6 +85,8 @@ class RecordView(msgspec.Struct, frozen=True):
     timeline: list[PhaseView]
     transfers: list[Transfer]
     totals: TotalsView
+    as_if: AsIfView | None
+    """The totals at the size of DeepSeek-R1's KV; null until the request was given to a worker."""
 
 
 class RequestRecord:
@@ -93,6 +105,7 @@ class RequestRecord:
         "error",
         "finish_reasons",
         "first_token_at",
+        "kv_bytes_per_token",
         "model",
         "num_choices",
         "num_open_legs",
@@ -125,6 +138,7 @@ class RequestRecord:
         self.cached_tokens: int | None = None
         self.predicted_cached_tokens: int | None = None
         self.route: Route | None = None
+        self.kv_bytes_per_token: int | None = None
         self.attempts = 0
         self.num_open_legs = 0
         self._all_reported: asyncio.Event | None = None
@@ -221,7 +235,15 @@ class RequestRecord:
             timeline=phases,
             transfers=list(self.transfers),
             totals=TotalsView(totals.num_bytes, totals.measured_s, totals.ub_s, totals.roce_s),
+            as_if=self._as_deepseek_r1(),
         )
+
+    def _as_deepseek_r1(self) -> AsIfView | None:
+        if self.kv_bytes_per_token is None:
+            return None
+        size = DEEPSEEK_R1_KV_BYTES_PER_TOKEN
+        totals = total(scaled(transfer, self.kv_bytes_per_token, size) for transfer in self.transfers)
+        return AsIfView("deepseek-r1", size, totals.num_bytes, totals.ub_s, totals.roce_s)
 
 
 def _seconds(value: float) -> float:

@@ -42,6 +42,17 @@ def test_totals_are_sums() -> None:
     assert totals.roce_s > totals.ub_s
 
 
+def test_as_if_scales_the_bytes_to_deepseek_r1() -> None:
+    record = RequestRecord("req_1", "chat", 1, arrived_at=0.0)
+    assert record.view().as_if is None
+    record.add_report(report("d"), 0.0, 0)
+    record.kv_bytes_per_token = 500
+    as_if = record.view().as_if
+    assert as_if is not None
+    assert as_if.num_bytes == 3 * 70_272  # 1,500 bytes were three tokens of 500
+    assert record.view().totals.ub_s < as_if.ub_s < as_if.roce_s
+
+
 def test_what_is_unknown_is_null() -> None:
     view = RequestRecord("req_1", "chat", 1, arrived_at=0.0).view()
     assert (view.usage.cached_tokens, view.ttft_s, view.e2e_s, view.totals.measured_s) == (None,) * 4
