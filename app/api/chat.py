@@ -121,6 +121,7 @@ def chat_router(desk: Desk) -> APIRouter:
             stops=stop_strings(body.stop),
             continues_text=False,
             deadline_at=deadline_at(request, record, record.stream),
+            cache_salt=body.cache_salt or "",
             names_max_tokens=wanted is not None,
         )
         generation = await desk.generator.begin(order, model, record)

@@ -125,6 +125,7 @@ def completions_router(desk: Desk) -> APIRouter:
             stops=stop_strings(body.stop),
             continues_text=True,
             deadline_at=deadline_at(request, record, record.stream),
+            cache_salt=body.cache_salt or "",
         )
         generation = await desk.generator.begin(order, model, record)
         if record.stream:

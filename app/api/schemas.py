@@ -15,6 +15,8 @@ PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=256)]
+"""Narrows who finds a request's KV, within the caller's tenant: only requests with the same salt share it."""
 Anything = Any
 
 
@@ -113,6 +115,7 @@ class Sampling(Refused, kw_only=True, frozen=True):
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    cache_salt: CacheSalt | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Anything] | str | None = None
     guided_regex: str | None = None

@@ -9,7 +9,7 @@ from app.api.answers import Desk, json_response
 from app.api.body import parse, read_body
 from app.api.chat import prompt_tokens
 from app.api.openapi import json_body
-from app.api.schemas import Message, TokenId
+from app.api.schemas import CacheSalt, Message, TokenId
 from app.errors import InvalidRequestError
 from app.requests.served import ServedModel
 
@@ -21,6 +21,8 @@ class TokenizeRequest(msgspec.Struct, frozen=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     return_token_strs: bool | None = None
+    cache_salt: CacheSalt | None = None
+    """Checked like a request's, for clients that send the same body to both; tokens are the same with any."""
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True):

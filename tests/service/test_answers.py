@@ -65,6 +65,19 @@ def test_a_second_call_is_served_from_the_cache(service: Service) -> None:
     assert first["choices"] == second["choices"]
 
 
+def test_a_salt_narrows_who_finds_the_cache(service: Service) -> None:
+    question = "What do these numbers have in common? " + ", ".join(str(i * i) for i in range(60))
+    with service.client() as client:
+
+        def cached(**salt: str) -> int:
+            usage = ask(client, question, temperature=0, max_tokens=2, **salt)["usage"]
+            return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+        assert cached(cache_salt="mine") == 0
+        assert cached(cache_salt="mine") >= 64
+        assert cached(cache_salt="other") == 0
+
+
 @pytest.fixture
 def sdk(service: Service) -> openai.OpenAI:
     return openai.OpenAI(base_url=service.url + "/v1", api_key="unused", max_retries=0)
