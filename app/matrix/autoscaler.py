@@ -19,6 +19,15 @@ from engine.protocol import Role, WorkerState
 
 Side = Literal["prefill", "decode"]
 
+EVERY_S = 1.0
+"""Between two looks."""
+RECENT_S = 10.0
+"""Requests that got their first token, or ended, longer ago no longer tell how the service is."""
+MIN_TOKENS = 8
+"""Tokens after which a running answer's pace counts."""
+SLOW_SHARE = 0.9
+"""TTFT and TPOT are judged by this quantile: a target is for nearly everyone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -138,6 +147,14 @@ def decide(policy: Policy, memory: Memory, seen: Observation) -> Decision:
     return Decision(change, memory, pressure["prefill"], pressure["decode"], counts)
 
 
+def slow(values: Sequence[float]) -> float | None:
+    """The TTFT or TPOT that stands for a service in which these were seen; None when there were none."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(SLOW_SHARE * len(ordered)))]
+
+
 def prefill_pressure(policy: Policy, seen: Observation, workers: Sequence[WorkerLoad]) -> float:
     """Recent or coming TTFT over its target."""
     waited_s = seen.ttft_s or 0.0
@@ -150,14 +167,14 @@ def prefill_pressure(policy: Policy, seen: Observation, workers: Sequence[Worker
 
 def decode_pressure(policy: Policy, seen: Observation, workers: Sequence[WorkerLoad]) -> float:
     """Recent TPOT over its target, or how crowded the decode workers' memory is."""
-    slow = (seen.tpot_s or 0.0) / policy.tpot_target_s
+    pace = (seen.tpot_s or 0.0) / policy.tpot_target_s
     if not workers:
-        return slow
+        return pace
     full = sum(worker.kv_share for worker in workers) / len(workers) / policy.healthy_kv_share
     # A worker that prefills, too, has prompts waiting; only on decode workers a waiting sequence means lack of room.
     waiting = sum(worker.num_waiting for worker in workers if worker.role == "decode")
     running = sum(worker.num_running for worker in workers)
-    return max(slow, full, 1 + waiting / max(1, running) if waiting else 0.0)
+    return max(pace, full, 1 + waiting / max(1, running) if waiting else 0.0)
 
 
 def _starved(policy: Policy, pressure: dict[Side, float], counts: dict[Side, int]) -> Side | None:

@@ -15,22 +15,26 @@ from statistics import median
 import httpx
 import msgspec
 
-from app.matrix.autoscaler import Change, Memory, Observation, Policy, WorkerLoad, decide
+from app.matrix.autoscaler import (
+    EVERY_S,
+    MIN_TOKENS,
+    RECENT_S,
+    Change,
+    Memory,
+    Observation,
+    Policy,
+    WorkerLoad,
+    decide,
+    slow,
+)
 from app.requests.history import History
 from app.requests.record import RequestRecord
 from app.routing.workers import Worker, Workers
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 1.0
-RECENT_S = 10.0
-"""Requests that got their first token, or ended, longer ago no longer tell how the service is."""
 RECORDS = 200
 """Newest records looked at."""
-MIN_TOKENS = 8
-"""Tokens after which a running answer's pace counts."""
-SLOW_SHARE = 0.9
-"""TTFT and TPOT are judged by this quantile: a target is for nearly everyone."""
 CHANGES_KEPT = 100
 
 
@@ -110,8 +114,8 @@ class RoleSwitch:
         return Observation(
             now=now,
             workers=[_load(worker) for worker in self._workers.all() if worker.link.is_open],
-            ttft_s=_slow(_waits(records, now)),
-            tpot_s=_slow(_paces(records, now)),
+            ttft_s=slow(_waits(records, now)),
+            tpot_s=slow(_paces(records, now)),
             prefill_tokens_per_s=self._prefill_tokens_per_s,
         )
 
@@ -177,10 +181,3 @@ def _prefill_rate(record: RequestRecord) -> float | None:
     seconds = record.seconds_in("prefill")
     computed = record.prompt_tokens - (record.cached_tokens or 0)
     return computed / seconds if seconds and computed > 0 else None
-
-
-def _slow(values: list[float]) -> float | None:
-    if not values:
-        return None
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(SLOW_SHARE * len(ordered)))]
