@@ -7,92 +7,30 @@ it reads or writes, so that whatever becomes of its sequence, nobody else gets t
     asked -> in an IO thread -> done, in the engine's inbox -> finish() -> blocks named and released
 """
 
-import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
 from engine.block_manager import BlockManager
+from engine.carrier import Carrier, Pool
+from engine.parcels import Identity, Job, Lease, Parcel
 from engine.protocol import Prefetch
 from engine.sequence import Sequence, Status
-from fabric.ledger import Transfer, price
-from memory_pool.client import DEFAULT_TAIL_TTL_S, FetchItem, FetchResult, PutItem, PutResult
+from fabric.ledger import Transfer
 from memory_pool.keys import namespace_at, tail_key
 
 log = logging.getLogger(__name__)
-
-Identity = tuple[str, str]
-Direction = Literal["in", "out"]
 
 MAX_PREFETCHED_REQUESTS = 4096
 """Requests whose blocks were prefetched and that have not come yet; beyond it the oldest is forgotten."""
 
 
-class Pool(Protocol):
-    """What is needed of `memory_pool.client.PoolClient`."""
-
-    def lookup(self, keys: Items[bytes], namespace: str, /) -> int:
-        """How many leading blocks are in the pool."""
-
-    def fetch(self, items: Items[FetchItem], /) -> list[FetchResult]:
-        """Read blocks into local memory."""
-
-    def publish(self, items: Items[PutItem], /) -> list[PutResult]:
-        """Store blocks."""
-
-    def delete(self, keys: Items[bytes], /) -> int:
-        """Remove blocks."""
-
-    def place_of(self, key: bytes, /) -> str:
-        """The place of the supernode that a block lives in."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """One block to move: its name, its tokens and the local block. `index`: which block of the sequence it is."""
-
-    key: bytes
-    tokens: list[int]
-    block: int
-    index: int
-    namespace: str
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """Blocks that move together for one sequence, or for a request that is still to come (`sequence` None).
-
-    `certain` are expected in the pool, `possible` are looked up first; `tail` is the partly filled last block. An IO
-    thread fills in what came of it: `moved` are the parcels whose bytes are where they should be.
-    """
-
-    direction: Direction
-    identity: Identity
-    sequence: Sequence | None
-    certain: list[Parcel] = field(default_factory=list)
-    possible: list[Parcel] = field(default_factory=list)
-    tail: Parcel | None = None
-    num_looked_up: int = 0
-    looked_up_at: float | None = None
-    moved: list[Parcel] = field(default_factory=list)
-    num_failed: int = 0
-    transfers: list[Transfer] = field(default_factory=list)
-
-    def parcels(self) -> Iterator[Parcel]:
-        """All of them, the tail last."""
-        yield from self.certain
-        yield from self.possible
-        if self.tail is not None:
-            yield self.tail
-
-
 class Handoff:
     """KV traffic of one worker at `place`. Methods are for the engine thread; `done` takes finished jobs from any.
 
-    `memory(block)` is the local memory of a block; `clock` gives the instants of the timelines.
+    `memory(block)` is the local memory of a block; `clock` gives the instants of the timelines;
+    `compute_s(first, num_tokens)` predicts the seconds of computing tokens from position `first` on.
     """
 
     def __init__(
@@ -104,14 +42,13 @@ class Handoff:
         place: str,
         done: Callable[[Job], None],
         clock: Callable[[], float],
+        compute_s: Callable[[int, int], float],
         num_threads: int = 2,
     ) -> None:
-        self._pool = pool
+        self._carrier = Carrier(pool, memory, place=place, clock=clock)
         self._blocks = blocks
-        self._memory = memory
-        self._place = place
         self._done = done
-        self._clock = clock
+        self._compute_s = compute_s
         # Reads have their own threads: a sequence that waits for its KV must not queue behind publishes.
         self._threads = {
             "in": ThreadPoolExecutor(num_threads, thread_name_prefix="kv-in"),
@@ -163,7 +100,13 @@ class Handoff:
         job.certain = [self._parcel(sequence, index) for index in range(first, num_certain)]
         beyond = num_certain + (1 if tail is not None else 0)
         job.possible = [self._parcel(sequence, index) for index in range(max(num_certain, beyond), last)]
+        job.holder = sequence.lease if sequence.hands_over else f"read {sequence.request_id}"
+        job.hands_over = sequence.hands_over
+        if handoff is not None and handoff.lease:
+            job.leases.append(Lease(handoff.lease, handoff.block_keys))
         if not job.certain and not job.possible and tail is None:
+            if job.leases:
+                self._threads["out"].submit(self._let_go, job.leases)
             return False
         self._send(job)
         return True
@@ -192,6 +135,7 @@ class Handoff:
     def publish(self, sequence: Sequence, indices: Items[int]) -> None:
         """Send out full, computed blocks. One that is on its way already is only waited for."""
         job = Job("out", sequence.identity, sequence)
+        job.holder, job.hands_over = sequence.lease, sequence.hands_over
         for index in indices:
             parcel = self._parcel(sequence, index)
             sequence.num_publishing += 1
@@ -236,6 +180,8 @@ class Handoff:
         if job.sequence is not None:
             concerned[job.sequence] = []
             job.sequence.transfers += job.transfers
+            job.sequence.written_tokens += job.num_written * self._blocks.block_tokens
+            job.sequence.reuse = job.reuse or job.sequence.reuse
         if job.direction == "in":
             self.arriving.difference_update(parcel.key for parcel in job.parcels())
             for parcel in in_pool:
@@ -266,6 +212,8 @@ class Handoff:
         self._blocks.hold([parcel.block for parcel in job.parcels()])
         if job.direction == "in":
             self.arriving.update(parcel.key for parcel in job.parcels())
+            size = self._blocks.block_tokens
+            job.compute_s = {p.index: self._compute_s(p.index * size, size) for p in job.parcels()}
         self._threads[job.direction].submit(self._run, job)
 
     def _acknowledge(self, job: Job, in_pool: set[bytes], concerned: dict[Sequence, list[bytes]]) -> None:
@@ -283,80 +231,25 @@ class Handoff:
         while len(self._prefetched) > MAX_PREFETCHED_REQUESTS:
             del self._prefetched[next(iter(self._prefetched))]
 
-    # What follows runs in IO threads and touches only the job, the pool and the memory of the blocks it holds.
+    # What follows runs in IO threads.
 
     def _run(self, job: Job) -> None:
         try:
             if job.direction == "out":
-                self._send_out(job)
+                self._carrier.send_out(job)
             elif job.sequence is None or job.sequence.status is not Status.OVER:
-                self._bring_in(job)
+                self._carrier.bring_in(job)
         except Exception:
             # Whatever it was, the sequence goes on without these blocks: slow, never wrong, never stuck.
             log.exception("KV transfer of request %s failed", job.identity[1])
             job.moved = []
+        leases = job.leases
         self._done(job)
+        self._let_go(leases)
 
-    def _bring_in(self, job: Job) -> None:
-        wanted = list(job.certain)
-        if job.possible:
-            job.num_looked_up = len(job.possible)
-            wanted += job.possible[: self._look_up(job.possible)]
-        if job.tail is not None:
-            wanted.append(job.tail)
-        job.looked_up_at = self._clock()
-        if not wanted:
-            return
-        results = self._pool.fetch(
-            [FetchItem(p.key, p.tokens, self._memory(p.block), p.namespace) for p in wanted]
-        )
-        for parcel, result in zip(wanted, results, strict=True):
-            if result.ok:
-                job.moved.append(parcel)
-            else:
-                job.num_failed += 1
-            if result.num_bytes:
-                kind = "fetch_tail" if parcel is job.tail else "fetch"
-                job.transfers.append(
-                    price(
-                        kind, self._pool.place_of(parcel.key), self._place, result.num_bytes, result.seconds
-                    )
-                )
-        if job.tail is not None:
-            self._pool.delete([job.tail.key])
-
-    def _look_up(self, parcels: list[Parcel]) -> int:
-        """How many leading ones are in the pool. The shared region's come first, the caller's own after them."""
-        found = 0
-        for namespace, group in itertools.groupby(parcels, key=lambda parcel: parcel.namespace):
-            keys = [parcel.key for parcel in group]
-            there = self._pool.lookup(keys, namespace)
-            found += there
-            if there < len(keys):
-                break
-        return found
-
-    def _send_out(self, job: Job) -> None:
-        parcels = list(job.parcels())
-        items = [
-            PutItem(
-                p.key,
-                p.tokens,
-                self._memory(p.block),
-                DEFAULT_TAIL_TTL_S if p is job.tail else None,
-                p.namespace,
-            )
-            for p in parcels
-        ]
-        for parcel, result in zip(parcels, self._pool.publish(items), strict=True):
-            if result.ok:
-                job.moved.append(parcel)
-            else:
-                job.num_failed += 1
-            if result.num_bytes:
-                kind = "publish_tail" if parcel is job.tail else "publish"
-                job.transfers.append(
-                    price(
-                        kind, self._place, self._pool.place_of(parcel.key), result.num_bytes, result.seconds
-                    )
-                )
+    def _let_go(self, leases: Iterable[Lease]) -> None:
+        try:
+            self._carrier.let_go(leases)
+        except Exception:
+            # They run out by themselves.
+            log.exception("leases were not released")

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Literal
 
 from engine import protocol
-from engine.handoff import Handoff, Identity, Job
+from engine.handoff import Handoff
 from engine.metrics import WorkerMetrics
+from engine.parcels import Identity, Job
 from engine.protocol import BlocksPublished, Failed, Finished, FromWorker, Prefilled, PromptScored, Tokens
 from engine.sampler import Sampled
 from engine.scheduler import Scheduler
@@ -234,7 +235,9 @@ class Lifecycle:
             num_tokens = sequence.num_tokens - 1
             tail = self._handoff.publish_tail(sequence, num_tokens)
             block_keys = sequence.keys[: num_tokens // self._blocks.block_tokens]
-            sequence.handoff = protocol.Handoff(block_keys=block_keys, tail_key=tail, num_tokens=num_tokens)
+            sequence.handoff = protocol.Handoff(
+                block_keys=block_keys, tail_key=tail, num_tokens=num_tokens, lease=sequence.lease
+            )
         self._scheduler.remove(sequence)
         sequence.status = Status.CLOSING
         sequence.timeline.enter("publish", now)

@@ -45,11 +45,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class Handoff(msgspec.Struct, frozen=True, kw_only=True):
-    """A sequence's KV by name: whole blocks, then the tail. Together they hold `num_tokens` tokens."""
+    """A sequence's KV by name: whole blocks, then the tail. Together they hold `num_tokens` tokens.
+
+    `lease`: in whose name the pool holds the blocks for whoever takes them over; it lets go when it has them.
+    """
 
     block_keys: list[bytes]
     tail_key: bytes | None
     num_tokens: int
+    lease: str = ""
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
@@ -115,11 +119,27 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float
 
 
+class Reuse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker found of a sequence's KV in the pool, behind its own blocks, and whether it was worth fetching.
+
+    `fetch_s` and `compute_s`: what fetching or computing all `found_blocks` was predicted to take, which decided how
+    many were fetched; `fetch_s` is None when nothing was known of the pool's speed. `miss_reason` says why the first
+    block that was not there was not: `never_seen`, `evicted`, `damaged`, `other_namespace` or `unavailable`.
+    """
+
+    found_blocks: int
+    fetched_blocks: int
+    fetch_s: float | None
+    compute_s: float
+    miss_reason: str | None
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker's part in a request came to.
 
     `cached_tokens`: prompt tokens whose KV was not computed here, from local blocks (`local_tokens`) or the pool.
     `computed_tokens`: prompt (and, after a lost block, generated) tokens run through the model here.
+    `written_tokens`: prompt tokens whose blocks it brought into the pool. `reuse` is None where nothing was looked up.
     """
 
     worker_id: str
@@ -128,6 +148,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     computed_tokens: int
     phases: list[Phase]
     transfers: list[Transfer]
+    written_tokens: int = 0
+    reuse: Reuse | None = None
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag="tokens"):

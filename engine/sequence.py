@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from engine.grammar import Matcher
-from engine.protocol import FinishReason, Handoff, Report, Role, SamplingParams, Submit
+from engine.protocol import FinishReason, Handoff, Report, Reuse, Role, SamplingParams, Submit
 from engine.speculation import Guesser
 from engine.timeline import Timeline
 from fabric.ledger import Transfer
@@ -92,6 +92,9 @@ class Sequence:
     """Blocks filled since the last token, which wait for the next one to be published."""
     num_published: int = 0
     """Leading full blocks handed to the publisher, or known to be in the pool."""
+    written_tokens: int = 0
+    """Prompt tokens whose blocks the pool did not have before."""
+    reuse: Reuse | None = None
     local_tokens: int = 0
     fetched_tokens: int = 0
     computed_tokens: int = 0
@@ -147,6 +150,16 @@ class Sequence:
     def identity(self) -> tuple[str, str]:
         """The link it came over and its request id."""
         return self.link, self.request_id
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether another worker will want its blocks, so that the pool must hold them until then."""
+        return self.phase == "prefill"
+
+    @property
+    def lease(self) -> str:
+        """In whose name the pool holds blocks that are handed over."""
+        return f"handoff {self.request_id}"
 
     def namespace_at(self, index: int) -> str:
         """The namespace of the block at `index`."""
@@ -213,4 +226,6 @@ class Sequence:
             computed_tokens=self.computed_tokens,
             phases=self.timeline.phases(),
             transfers=list(self.transfers),
+            written_tokens=self.written_tokens,
+            reuse=self.reuse,
         )

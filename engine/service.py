@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from engine.carrier import Pool
 from engine.config import KVLayout
 from engine.courtesy import Courtesy
 from engine.grammar import GrammarCompiler, GrammarError, Matcher
-from engine.handoff import Pool
 from engine.links import Links
 from engine.membership import Membership
 from engine.metrics import WorkerMetrics

@@ -49,6 +49,11 @@ class StepTimeModel:
         features = np.array([1.0, num_decode, num_prefill, num_attended])
         return float(features @ self._solved())
 
+    def prefill_s(self, first_position: int, num_tokens: int) -> float:
+        """Seconds that computing tokens from a position on adds to steps that are run anyway."""
+        attended = num_tokens * first_position + num_tokens * (num_tokens + 1) // 2
+        return self.predict(0, num_tokens, attended) - self.predict(0, 0, 0)
+
     def prefill_rows_within(self, seconds: float, num_decode: int, num_attended: int) -> int:
         """How many prefill rows fit beside the decode rows in a step of `seconds`; 0 when not even those fit."""
         room_s = seconds - self.predict(num_decode, 0, num_attended)

@@ -20,11 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from engine.block_manager import BlockManager
+from engine.carrier import Pool
 from engine.courtesy import Courtesy
 from engine.grammar import Masks
-from engine.handoff import Handoff, Identity, Job, Pool
+from engine.handoff import Handoff
 from engine.lifecycle import Lifecycle
 from engine.metrics import WorkerMetrics
+from engine.parcels import Identity, Job
 from engine.protocol import FromWorker, Prefetch
 from engine.scheduler import Limits, Plan, Scheduler
 from engine.sequence import Sequence
@@ -118,7 +120,15 @@ class Worker:
         self._blocks = BlockManager(num_blocks, block_tokens)
         self._scheduler: Scheduler[Sequence] = Scheduler(self._blocks, limits)
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._handoff = Handoff(pool, self._blocks, memory, place=place, done=self._inbox.put, clock=clock)
+        self._handoff = Handoff(
+            pool,
+            self._blocks,
+            memory,
+            place=place,
+            done=self._inbox.put,
+            clock=clock,
+            compute_s=self._scheduler.step_time.prefill_s,
+        )
         self._requests = Lifecycle(
             worker_id=worker_id,
             max_context_tokens=self.max_context_tokens,

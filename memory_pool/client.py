@@ -23,7 +23,9 @@ from memory_pool.store import Get, Put, Store, StoreError, StoreFullError
 
 DEFAULT_BLOCK_TTL_S = 24 * 3600.0
 DEFAULT_TAIL_TTL_S = 120.0
-DEFAULT_LEASE_S = 30.0
+DEFAULT_LEASE_S = 60.0
+UNAVAILABLE = "unavailable"
+"""Why a block was not found when the pool could not be asked."""
 
 _PAUSE_S = 0.25
 
@@ -133,13 +135,23 @@ class PoolClient:
         """How many leading blocks are in the pool; 0 when it cannot be asked."""
         return self.look(keys, namespace).num_blocks
 
-    def look(self, keys: Sequence[bytes], namespace: str = DEFAULT_NAMESPACE) -> Lookup:
-        """How many leading blocks are in the pool, and why not more; none when it cannot be asked."""
-        if not keys or not self._rest.over:
+    def look(
+        self, keys: Sequence[bytes], namespace: str = DEFAULT_NAMESPACE, *, holder: str | None = None
+    ) -> Lookup:
+        """How many leading blocks are in the pool, and why not more; none when it cannot be asked.
+
+        With a `holder`, those found in DRAM are leased to it, in the same step that finds them.
+        """
+        if not keys:
             return Lookup(0, None)
+        if not self._rest.over:
+            return Lookup(0, UNAVAILABLE)
         count, reason = 0, None
         try:
-            count = self._store.count_prefix(keys)
+            if holder is None:
+                count = self._store.count_prefix(keys)
+            else:
+                count = self._store.lease(keys, holder, DEFAULT_LEASE_S)
             if count < len(keys) and self._disk is not None and self._disk.contains(namespace, keys[count]):
                 there = self._store.exists(keys[count:])
                 count += _leading(self._disk, namespace, keys[count:], there)
@@ -150,6 +162,7 @@ class PoolClient:
             pass  # not counted
         except StoreError:
             self._rest.failed()
+            reason = UNAVAILABLE
         return Lookup(count, reason)
 
     def lease(self, keys: Sequence[bytes], *, holder: str, ttl_s: float = DEFAULT_LEASE_S) -> int:

@@ -230,7 +230,8 @@ end
 # KEYS: leases of the tag, blocks of the tag. ARGV: holder, milliseconds. A leased block has no TTL, so that Redis's own
 # eviction (volatile-lru) passes it over. Answers how many leading blocks are there and leased.
 LEASE = (
-    _NOW
+    _ANYWAY
+    + _NOW
     + """
 for i = 2, #KEYS do
   if redis.call('EXISTS', KEYS[i]) == 0 then return i - 2 end

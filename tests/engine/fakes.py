@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.grammar import GrammarCompiler
-from engine.handoff import Job
 from engine.metrics import WorkerMetrics
 from engine.model import StepBatch
+from engine.parcels import Job
 from engine.protocol import (
     Failed,
     Finished,
@@ -153,6 +153,17 @@ class FaultyStore:
     def delete(self, keys: Items[bytes]) -> int:
         self._check()
         return self._store.delete(keys)
+
+    def lease(self, keys: Items[bytes], holder: str, ttl_s: float) -> int:
+        self._check()
+        return self._store.lease(keys, holder, ttl_s)
+
+    def release(self, keys: Items[bytes], holder: str, ttl_s: float) -> None:
+        self._check()
+        self._store.release(keys, holder, ttl_s)
+
+    def evict(self, keys: Items[bytes]) -> list[bool]:
+        return self._store.evict(keys)
 
     def close(self) -> None:
         self._store.close()
