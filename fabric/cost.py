@@ -128,6 +128,7 @@ def line_rate(topology: Topology, routes: list[Route]) -> float:
     return total
 
 
+@lru_cache(maxsize=8)
 def surviving_share(topology: Topology) -> float:
     """Share of its lanes to the L2 chips that the worst node still has (1 when nothing is broken).
 

@@ -6,13 +6,18 @@ of transfers need not share out every lane (`matrixlink.py` does). Names: `npu:I
 network cards, at the rate that RDMA reaches on them.
 """
 
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+
 from fabric.cost import path_cost
-from fabric.planes import ROCE_EFFICIENCY
+from fabric.planes import ROCE_EFFICIENCY, Plane
 from fabric.sharing import Flow
 from fabric.topology import DIES_PER_NPU, SUPERNODE, Place, Topology
 
 
-def trunk_capacity(topology: Topology = SUPERNODE) -> dict[str, float]:
+@lru_cache(maxsize=8)
+def trunk_capacity(topology: Topology = SUPERNODE) -> Mapping[str, float]:
     """Bytes per second that every trunk has left, failures deducted."""
     capacity: dict[str, float] = {}
     for link, rate in topology.capacity.items():
@@ -21,11 +26,11 @@ def trunk_capacity(topology: Topology = SUPERNODE) -> dict[str, float]:
         if trunk is not None:
             share = ROCE_EFFICIENCY.value if "roce" in (start, end) else 1.0
             capacity[trunk] = capacity.get(trunk, 0.0) + share * rate
-    return capacity
+    return MappingProxyType(capacity)
 
 
 def trunk_flow(
-    src: Place, dst: Place, num_bytes: float, plane: str = "ub", topology: Topology = SUPERNODE
+    src: Place, dst: Place, num_bytes: float, plane: Plane = "ub", topology: Topology = SUPERNODE
 ) -> Flow:
     """A transfer as one flow over trunks, no faster than `cost.transfer_time` lets it be on an idle plane.
 

@@ -24,6 +24,7 @@ class Job:
     request: Request
     keys: list[bytes]
     num_tokens: int
+    """Known so far: the prompt, and what was generated before a fault or a preemption."""
     arrived_at: float
     prefill: int = 0
     decode: int = 0
@@ -36,6 +37,8 @@ class Job:
     hit_tokens: int = 0
     cached_tokens: int = 0
     counted_tokens: int = 0
+    lost_tokens: int = 0
+    """Tokens whose KV a fault took; those that the pool does not have are computed again."""
     credit: float = 0.0
     generated: int = 0
     first_token_at: float | None = None
@@ -47,10 +50,16 @@ class Job:
         return self.num_tokens - self.num_computed
 
 
-def block_keys(request: Request, number: int, block_tokens: int) -> list[bytes]:
-    """Names of the full blocks of a prompt; blocks that the trace does not name are the request's own."""
+def block_keys(
+    request: Request, number: int, block_tokens: int, num_tokens: int | None = None
+) -> list[bytes]:
+    """Names of the full blocks of a prompt, or of so many tokens of prompt and answer.
+
+    Blocks that the trace does not name are the request's own.
+    """
     full = request.prompt_tokens // block_tokens
     named = [block.to_bytes(8, "little", signed=True) for block in request.blocks[:full]]
+    full = full if num_tokens is None else num_tokens // block_tokens
     return named + [b"%d/%d" % (number, i) for i in range(len(named), full)]
 
 
@@ -64,6 +73,16 @@ class PrefillInstance:
         self.scheduler: Scheduler[Job] = Scheduler(blocks, limits)
         self.busy = False
         self.busy_s = 0.0
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Known tokens that are still to be computed here."""
+        scheduler = self.scheduler
+        return sum(
+            job.num_uncomputed
+            for queue in (scheduler.waiting, scheduler.loading, scheduler.running)
+            for job in queue
+        )
 
     def begin_step(self, decode_busy: bool = False) -> tuple[float, Plan[Job]] | None:
         """The next step and its seconds, or None when there is nothing to compute."""
@@ -110,11 +129,10 @@ class DecodeInstance:
         self.num_preempted = 0
 
     def join(self, job: Job) -> None:
-        """A prompt's KV has arrived: its first token is known, the next ones are to be decoded."""
+        """A prompt's KV has arrived: the first token is known, the next ones are to be decoded."""
         job.keys = []
         job.num_computed = 0
-        job.num_tokens = job.request.prompt_tokens + 1
-        job.generated = 1
+        job.num_tokens = job.request.prompt_tokens + job.generated
         self.scheduler.submit(job)
 
     def admit(self) -> None:
@@ -142,11 +160,36 @@ class DecodeInstance:
         self.plan, self.stretch_at = plan, now
         return now + self.num_steps * self.step_s
 
+    def paces(self, now: float, min_tokens: int) -> list[float]:
+        """Seconds per token after the first, so far, of the answers under way that have so many tokens."""
+        steps = int((now - self.stretch_at) / self.step_s) if self.plan is not None else 0
+        decoding = {id(slot.work) for slot in self.plan.slots} if self.plan is not None else set()
+        found = []
+        for job in self.scheduler.running:
+            tokens = job.generated
+            if id(job) in decoding:
+                tokens += int(job.credit + steps * self.machine.tokens_per_decode_step)
+            if job.first_token_at is not None and tokens >= min_tokens:
+                found.append((now - job.first_token_at) / (tokens - 1))
+        return found
+
     def end_stretch(self, now: float) -> list[Job]:
         """Credit the steps that have begun since the stretch did; the sequences that are complete have left."""
         if self.plan is None:
             return []
-        steps = min(self.num_steps, max(1, ceil((now - self.stretch_at) / self.step_s - 1e-9)))
+        done = self._credit(min(self.num_steps, max(1, ceil((now - self.stretch_at) / self.step_s - 1e-9))))
+        for job in done:
+            self.scheduler.remove(job)
+        return done
+
+    def abandon_stretch(self, now: float) -> None:
+        """The instance breaks: only steps that had ended count."""
+        if self.plan is not None:
+            self._credit(min(self.num_steps, int((now - self.stretch_at) / self.step_s)))
+
+    def _credit(self, steps: int) -> list[Job]:
+        """Let every sequence of the plan have made so many steps; those that are complete."""
+        assert self.plan is not None
         elapsed_s = steps * self.step_s
         self.busy_s += elapsed_s
         self.weighted_sequences_s += elapsed_s * len(self.plan.slots)
@@ -162,8 +205,6 @@ class DecodeInstance:
             job.num_computed = job.num_tokens - 1
             if job.generated >= job.request.output_tokens:
                 done.append(job)
-        for job in done:
-            self.scheduler.remove(job)
         self.plan = None
         return done
 

@@ -1,5 +1,6 @@
 """How full the UB links between L1 and L2 chips were over a simulated run."""
 
+from app.twin import deepseek as r1
 from app.twin.exchange import crossing_share
 from app.twin.scenario import Scenario
 from app.twin.simulator import Outcome
@@ -20,24 +21,18 @@ def node_to_l2_load(scenario: Scenario, outcome: Outcome) -> list[list[float]]:
     topology = scenario.topology
     bytes_out = [0.0] * topology.num_nodes
     per_token = TOP_K * (DISPATCH_BYTES + COMBINE_BYTES) * MOE_LAYERS
-    first = 0
-    groups = [
-        (scenario.prefill_instances, scenario.prefill_npus, scenario.prefill_ep, _prefill_tokens(outcome)),
-        (
-            scenario.decode_instances,
-            scenario.decode_npus,
-            scenario.decode_ep,
-            _decode_tokens(scenario, outcome),
-        ),
-    ]
-    for instances, npus, ep, tokens_of in groups:
-        for number in range(instances):
-            moved = tokens_of.get(number, 0.0) * per_token * crossing_share(ep)
-            for npu in range(first, first + npus):
-                bytes_out[npu // NPUS_PER_NODE] += moved / npus
-            first += npus
+    # A step of MTP computes two rows for the tokens that it yields.
+    rows_per_token = 2 / (1 + scenario.mtp_acceptance) if scenario.mtp else 1.0
+    for unit in outcome.units:
+        moved = unit.prefilled_tokens * crossing_share(scenario.prefill_ep)
+        moved += unit.decoded_tokens * rows_per_token * crossing_share(scenario.decode_ep)
+        for npu in unit.npus:
+            bytes_out[npu // NPUS_PER_NODE] += moved * per_token / len(unit.npus)
     remote = 1 - 1 / topology.num_nodes
-    pool_bytes = outcome.loaded_bytes + outcome.handed_over_bytes
+    published_tokens = sum(unit.prefilled_tokens for unit in outcome.units)
+    pool_bytes = outcome.loaded_bytes + published_tokens * r1.KV_BYTES_PER_TOKEN
+    if scenario.handover_plane == "ub":
+        pool_bytes += outcome.handed_over_bytes
     for node in range(topology.num_nodes):
         bytes_out[node] += pool_bytes * remote / topology.num_nodes
     alive = _alive_lanes(scenario)
@@ -63,21 +58,3 @@ def _alive_lanes(scenario: Scenario) -> list[list[int]]:
             lanes[node][k] += round(rate / UB_LANE.value)
     assert all(n <= L1_UPLINKS for row in lanes for n in row)
     return lanes
-
-
-def _prefill_tokens(outcome: Outcome) -> dict[int, float]:
-    tokens: dict[int, float] = {}
-    for job in outcome.jobs:
-        if job.first_token_at is not None:
-            computed = job.request.prompt_tokens - job.cached_tokens
-            tokens[job.prefill] = tokens.get(job.prefill, 0.0) + computed
-    return tokens
-
-
-def _decode_tokens(scenario: Scenario, outcome: Outcome) -> dict[int, float]:
-    """Rows that decode computed; a step of MTP computes two for the tokens that it yields."""
-    rows_per_token = 2 / (1 + scenario.mtp_acceptance) if scenario.mtp else 1.0
-    rows: dict[int, float] = {}
-    for job in outcome.jobs:
-        rows[job.decode] = rows.get(job.decode, 0.0) + (job.generated or 0) * rows_per_token
-    return rows

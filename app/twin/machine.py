@@ -1,10 +1,11 @@
 """How long each thing takes in the simulation: one small interface, two machines behind it.
 
-`SupernodeMachine` asks the operator model; `app.twin.live.LiveMachine` asks what was measured on a real
+`SupernodeMachine` asks the operator model; `app.twin.profile.LiveMachine` asks what was measured on a real
 service.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Protocol
 
@@ -12,9 +13,12 @@ from app.twin import deepseek as r1
 from app.twin.prefill import pool_bytes_per_s
 from app.twin.scenario import Scenario
 from app.twin.trace import BLOCK_TOKENS as TRACE_BLOCK_TOKENS
-from fabric.cost import transfer_time
-from fabric.planes import Plane
-from fabric.topology import Place
+from app.twin.transfers import Shipment
+from fabric.cost import path_cost
+from fabric.planes import ROCE_DIE, ROCE_EFFICIENCY, UB_CPU, Plane
+from fabric.sharing import Flow
+from fabric.topology import CPUS_PER_NODE, DIES_PER_NODE, Place
+from fabric.trunks import trunk_capacity, trunk_flow
 
 CONTEXT_STEP = 256
 """Decode steps are computed for contexts rounded up to this many tokens and remembered."""
@@ -60,11 +64,17 @@ class Machine(Protocol):
     def decode_s(self, num_sequences: int, mean_context: float, prefill_busy: bool = False) -> float:
         """One decode step of an instance."""
 
-    def load_s(self, num_tokens: int) -> float:
-        """Fetching one prompt's cached KV from the pool into a prefill instance."""
+    def capacity(self) -> Mapping[str, float]:
+        """Bytes per second of every link that shipments share, now."""
 
-    def handover_s(self, num_tokens: int, prefill: int, decode: int) -> float:
-        """Moving one prompt's KV from prefill instance number `prefill` to decode instance number `decode`."""
+    def load(self, num_tokens: int, unit: int) -> Shipment:
+        """Fetching one prompt's cached KV from the pool into prefill instance `unit`."""
+
+    def handover(self, num_tokens: int, src_npu: int, dst_npu: int) -> Shipment:
+        """Moving one prompt's KV between NPUs. Raises `FabricError` when they are cut off."""
+
+    def rewire(self, failed: Collection[str], num_lost_pool_servers: int) -> None:
+        """These components of the fabric, and so many of the pool's servers, are out of order from now on."""
 
 
 @dataclass
@@ -89,8 +99,9 @@ class SupernodeMachine:
         self.max_step_tokens = int(scenario.tokens_per_npu * scenario.prefill_npus)
         self.prefill_kv_tokens = max(int(kv_tokens * scenario.prefill_npus), 2 * self.max_step_tokens)
         self.decode_kv_tokens = int(kv_tokens * scenario.decode_npus)
-        point = scenario.prefill_point()
-        self._pool_rate = scenario.prefill_npus * 2 * pool_bytes_per_s(point.plane, point.fabric_share)
+        self._load_rate = _load_rate(scenario)
+        self._num_lost_pool_servers = 0
+        self._always_failed = frozenset(self.scenario.topology.failed)
 
     def prefill_s(
         self, num_computed: int, num_cached: int, mean_attended: float, decode_busy: bool = False
@@ -104,11 +115,13 @@ class SupernodeMachine:
         reuse = round(100 * num_cached / tokens)
         key = (size, reuse, ceil(mean_attended / ATTENDED_STEP))
         if key not in self._prefill_steps:
-            self._prefill_steps[key] = self.scenario.prefill_point(
+            point = self.scenario.prefill_point(
                 size / self.scenario.prefill_npus,
                 prompt_tokens=2.0 * key[2] * ATTENDED_STEP,
                 reuse=reuse / 100,
-            ).batch_s()
+            )
+            # What comes from the pool was waited for before the step.
+            self._prefill_steps[key] = point.batch_s() - point.load_s()
         return self._prefill_steps[key]
 
     def decode_s(self, num_sequences: int, mean_context: float, prefill_busy: bool = False) -> float:
@@ -121,16 +134,48 @@ class SupernodeMachine:
             self._decode_steps[key] = self.scenario.decode_point(batch, key[1] * CONTEXT_STEP).step_s()
         return self._decode_steps[key]
 
-    def load_s(self, num_tokens: int) -> float:
-        """All NPUs of the instance read their parts at once."""
-        return num_tokens * self.kv_bytes_per_token / self._pool_rate
+    def capacity(self) -> dict[str, float]:
+        """Trunks of the fabric, what the pool's servers send together, and what each instance takes from them."""
+        scenario = self.scenario
+        servers = scenario.topology.num_nodes - self._num_lost_pool_servers
+        capacity = {**trunk_capacity(scenario.topology), "pool>": servers * _server_rate(scenario.plane)}
+        for unit in range(scenario.prefill_instances + scenario.decode_instances):
+            capacity[f"pool>unit:{unit}"] = self._load_rate
+        return capacity
 
-    def handover_s(self, num_tokens: int, prefill: int, decode: int) -> float:
-        """Over the RDMA plane as in the paper, or over UB, from the first NPU of one instance to that of the other."""
-        src = Place("npu", prefill * self.scenario.prefill_npus)
-        first = self.scenario.prefill_instances * self.scenario.prefill_npus
-        dst = Place("npu", first + decode * self.scenario.decode_npus)
+    def load(self, num_tokens: int, unit: int) -> Shipment:
+        """All NPUs of the instance read their parts at once, from the DRAM of all nodes."""
+        num_bytes = num_tokens * self.kv_bytes_per_token
+        return Shipment(0.0, Flow(("pool>", f"pool>unit:{unit}"), num_bytes, 1.0, self._load_rate))
+
+    def handover(self, num_tokens: int, src_npu: int, dst_npu: int) -> Shipment:
+        """Over the RDMA plane as in the paper, or over UB."""
+        topology = self.scenario.topology
+        src, dst = Place("npu", src_npu), Place("npu", dst_npu)
         plane: Plane = "ub" if self.scenario.handover_plane == "ub" else "roce"
-        return transfer_time(
-            src, dst, num_tokens * self.kv_bytes_per_token, plane, topology=self.scenario.topology
+        startup_s = path_cost(src, dst, plane, None, topology).startup_s
+        return Shipment(
+            startup_s, trunk_flow(src, dst, num_tokens * self.kv_bytes_per_token, plane, topology)
         )
+
+    def rewire(self, failed: Collection[str], num_lost_pool_servers: int) -> None:
+        """Steps and transfers that begin from now on go around what is broken."""
+        self._num_lost_pool_servers = num_lost_pool_servers
+        names = sorted(self._always_failed | set(failed))
+        self.scenario = replace(self.scenario, failed=",".join(names))
+        self._load_rate = _load_rate(self.scenario)
+        self._decode_steps.clear()
+        self._prefill_steps.clear()
+
+
+def _load_rate(scenario: Scenario) -> float:
+    """Bytes per second that one instance reads from the pool."""
+    point = scenario.prefill_point()
+    return scenario.prefill_npus * 2 * pool_bytes_per_s(point.plane, point.fabric_share)
+
+
+def _server_rate(plane: str) -> float:
+    """Bytes per second that one node's DRAM gives the pool: its CPUs on UB, its network cards on RoCE."""
+    if plane == "ub":
+        return CPUS_PER_NODE * UB_CPU.value
+    return DIES_PER_NODE * ROCE_DIE.value * ROCE_EFFICIENCY.value

@@ -6,6 +6,7 @@ Every time is a sum of a fixed part and parts per token, per sequence and per at
 share cores, each slows the other down by a measured factor.
 """
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 
 from app.twin.errors import TwinError
+from app.twin.transfers import Shipment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,14 +132,26 @@ class LiveMachine:
             known.decode_slowdown if prefill_busy else 1.0
         )
 
-    def load_s(self, num_tokens: int) -> float:
+    def capacity(self) -> dict[str, float]:
+        """The measured times are of whole transfers; which links they share is not known."""
+        return {}
+
+    def load(self, num_tokens: int, unit: int) -> Shipment:
         """Part of `prefill_s`: the measurement does not tell them apart."""
         assert num_tokens >= 0
-        return 0.0
+        assert unit >= 0
+        return Shipment(0.0)
 
-    def handover_s(self, num_tokens: int, prefill: int, decode: int) -> float:
+    def handover(self, num_tokens: int, src_npu: int, dst_npu: int) -> Shipment:
         """From the first token to the moment the sequence takes part in decode steps."""
-        assert prefill >= 0
-        assert decode >= 0
         assert num_tokens >= 0
-        return self.profile.handover_s
+        assert src_npu != dst_npu
+        return Shipment(self.profile.handover_s)
+
+    def rewire(self, failed: Collection[str], num_lost_pool_servers: int) -> None:
+        """Raises `TwinError` if links are to break: this machine has none of the supernode's."""
+        assert num_lost_pool_servers >= 0
+        if failed:
+            raise TwinError(
+                f"faults: {min(failed)} is a part of the supernode, not of this machine's service"
+            )

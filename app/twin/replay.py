@@ -4,11 +4,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from app.matrix.autoscaler import Side
+from app.twin.fleet import Deployment, Unit
 from app.twin.instance import Job
 from app.twin.machine import Machine, SupernodeMachine
 from app.twin.pool import ideal_hit_share
 from app.twin.scenario import Scenario, as_dict
-from app.twin.simulator import Deployment, Outcome, Simulator
+from app.twin.simulator import Outcome, Simulator
 from app.twin.trace import BLOCK_TOKENS, Request
 
 
@@ -21,6 +23,12 @@ def deployment(scenario: Scenario) -> Deployment:
         prefill_npus=scenario.prefill_npus,
         decode_npus=scenario.decode_npus,
         pool_bytes=scenario.pool_bytes or None,
+        num_pool_servers=scenario.topology.num_nodes,
+        faults=scenario.faults_in_order,
+        autoscale=scenario.autoscale,
+        role_switch_s=scenario.role_switch_s,
+        slo_ttft_s=scenario.slo_ttft_s,
+        slo_tpot_s=scenario.slo_tpot_s,
         seed=scenario.seed,
     )
 
@@ -76,15 +84,32 @@ def summarise(outcome: Outcome, machine: Machine, scenario: Scenario) -> dict[st
         },
         "goodput_requests_per_s": good / span_s,
         "slo_attainment": good / max(1, len(outcome.jobs)),
-        "prefill_busy_share": outcome.prefill_busy_share,
-        "decode_busy_share": outcome.decode_busy_share,
-        "mean_decode_sequences": outcome.mean_decode_sequences,
+        "prefill_busy_share": _busy_share(outcome.units, "prefill"),
+        "decode_busy_share": _busy_share(outcome.units, "decode"),
+        "mean_decode_sequences": [
+            unit.sequence_s / unit.busy_s["decode"] if unit.busy_s["decode"] else 0.0
+            for unit in outcome.units
+            if unit.role_s["decode"]
+        ],
         "pool": {
             "loaded_bytes": outcome.loaded_bytes,
+            "modelled_s": outcome.load_s,
+            "idle_path_s": outcome.load_idle_s,
             "evicted_blocks": outcome.pool_evictions,
+            "lost_blocks": outcome.pool_blocks_lost,
         },
-        "handover": {"num_bytes": outcome.handed_over_bytes, "modelled_s": outcome.handover_s},
+        "handover": {
+            "num_bytes": outcome.handed_over_bytes,
+            "modelled_s": outcome.handover_s,
+            "idle_path_s": outcome.handover_idle_s,
+        },
         "preemptions": outcome.num_preempted,
+        "restarts": outcome.num_restarted,
+        "recomputed_tokens": outcome.recomputed_tokens,
+        "role_changes": [
+            {"at_s": at, "instance": change.worker_id, "role": change.role, "reason": change.reason}
+            for at, change in outcome.role_changes
+        ],
         "kv_bytes_per_token": machine.kv_bytes_per_token,
     }
 
@@ -99,6 +124,11 @@ def percentiles(values: Sequence[float]) -> dict[str, float | None]:
         return ordered[min(len(ordered) - 1, max(0, -(-int(share * len(ordered) * 100) // 100) - 1))]
 
     return {"p50": rank(0.50), "p90": rank(0.90), "p99": rank(0.99), "mean": sum(ordered) / len(ordered)}
+
+
+def _busy_share(units: Sequence[Unit], side: Side) -> list[float]:
+    """Of the time that each unit spent on that side; units that never did are left out."""
+    return [unit.busy_s[side] / unit.role_s[side] for unit in units if unit.role_s[side]]
 
 
 def _meets(job: Job, scenario: Scenario) -> bool:

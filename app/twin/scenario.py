@@ -8,12 +8,14 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from app.twin import deepseek as r1
 from app.twin.decode import MTP_ACCEPTANCE, DecodePoint
 from app.twin.errors import TwinError
+from app.twin.faults import Fault, parse_faults
 from app.twin.hardware import Hardware, profile
 from app.twin.parameters import PUBLISHED, Parameters
 from app.twin.prefill import PrefillPoint
@@ -38,7 +40,10 @@ class Scenario:
 
     `num_npus` with `prefill_instances` (of `prefill_npus`) and `decode_instances` (of `decode_npus`) matter
     to replay; `pool_bytes` 0 is an infinite pool; `failed` names broken components as in `fabric.topology`,
-    comma-separated. `handover_plane` carries KV from prefill to decode in replay: RDMA as in the paper, or UB.
+    comma-separated, for the whole run; `faults` what breaks during a replay, as in `app.twin.faults`.
+    `handover_plane` carries KV from prefill to decode in replay: RDMA as in the paper, or UB. With `autoscale`
+    the live autoscaler turns instances of a replay from one side to the other, which takes `role_switch_s` each
+    time: about what the paper's Table 1 gives for loading a model that the pool holds.
     """
 
     model: str = "deepseek-r1"
@@ -66,6 +71,9 @@ class Scenario:
     slo_ttft_s: float = 5.0
     speedup: float = 1.0
     failed: str = ""
+    faults: str = ""
+    autoscale: bool = False
+    role_switch_s: float = 5.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,19 +88,26 @@ class Scenario:
     @property
     def topology(self) -> Topology:
         """The supernode with its failures."""
-        topology = Topology.of_npus(self.num_npus)
-        broken = [name.strip() for name in self.failed.split(",") if name.strip()]
-        return topology.without(*broken) if broken else topology
+        return _topology(self.num_npus, self.failed)
+
+    @property
+    def faults_in_order(self) -> tuple[Fault, ...]:
+        """What breaks during a replay."""
+        return parse_faults(self.faults)
 
     @property
     def decode_ep(self) -> int:
-        """EP degree of decode: as asked, else one rank per die of a decode instance of 160 NPUs."""
-        return self.ep if self.ep is not None and self.phase == "decode" else 320
+        """EP degree of decode: as asked, else one rank per die (GPU) of a decode instance."""
+        if self.ep is not None and self.phase == "decode":
+            return self.ep
+        return self.decode_npus * self.machine.ranks_per_device
 
     @property
     def prefill_ep(self) -> int:
-        """EP degree of prefill: as asked, else 32."""
-        return self.ep if self.ep is not None and self.phase == "prefill" else 32
+        """EP degree of prefill: as asked, else one rank per die (GPU) of a prefill instance."""
+        if self.ep is not None and self.phase == "prefill":
+            return self.ep
+        return self.prefill_npus * self.machine.ranks_per_device
 
     @property
     def max_sequences_per_npu(self) -> int:
@@ -166,6 +181,8 @@ class Scenario:
                 raise TwinError(f"{key}: {getattr(self, key)} is not a share between 0 and 1")
         if self.reuse == 1:
             raise TwinError("reuse: 1 leaves nothing to prefill; at least one token is always computed")
+        if self.role_switch_s < 0:
+            raise TwinError(f"role_switch_s: {self.role_switch_s} is negative")
         if self.pool_bytes < 0:
             raise TwinError(f"pool_bytes: {self.pool_bytes} is negative; 0 means no limit")
         if self.prompt_tokens + self.output_tokens > 163_840:
@@ -187,6 +204,12 @@ class Scenario:
                 f"{self.decode_instances} x {self.decode_npus} NPUs need {used}, but num_npus is {self.num_npus}"
             )
         ranks = self.num_npus * self.machine.ranks_per_device
+        if self.autoscale and self.prefill_npus != self.decode_npus:
+            raise TwinError(
+                f"autoscale: instances that change sides have one size, but prefill_npus is {self.prefill_npus} and "
+                f"decode_npus {self.decode_npus}"
+            )
+        self._check_faults()
         if self.ep is not None and not 2 <= self.ep <= ranks:
             raise TwinError(
                 f"ep: {self.ep} is not between 2 and the {ranks} ranks of {self.num_npus} devices"
@@ -200,6 +223,31 @@ class Scenario:
                 f"batch_per_npu: {self.batch_per_npu:g} sequences of {self.prompt_tokens + self.output_tokens} tokens "
                 f"do not fit beside the weights; at most {self.max_sequences_per_npu} do"
             )
+
+    def _check_faults(self) -> None:
+        limits = {
+            "prefill": self.prefill_instances,
+            "decode": self.decode_instances,
+            "node": self.topology.num_nodes,
+            "pool": self.topology.num_nodes,
+        }
+        for fault in self.faults_in_order:
+            if fault.kind == "fabric":
+                try:
+                    self.topology.without(fault.component)
+                except FabricError as error:
+                    raise TwinError(f"faults: {error}, or prefill:I, decode:I, node:N, pool:N") from None
+            elif fault.index >= limits[fault.kind]:
+                raise TwinError(
+                    f"faults: {fault} does not exist; the last one is {fault.kind}:{limits[fault.kind] - 1}"
+                )
+
+
+@lru_cache(maxsize=16)
+def _topology(num_npus: int, failed: str) -> Topology:
+    broken = [name.strip() for name in failed.split(",") if name.strip()]
+    topology = Topology.of_npus(num_npus)
+    return topology.without(*broken) if broken else topology
 
 
 KEYS = {f.name: f.type for f in fields(Scenario)}

@@ -1,16 +1,20 @@
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
+from app.twin.faults import parse_faults
+from app.twin.fleet import Deployment
 from app.twin.machine import SupernodeMachine
 from app.twin.recommend import recommend
 from app.twin.replay import deployment, percentiles, replay
 from app.twin.report import pareto, write_report
 from app.twin.scenario import Scenario
-from app.twin.simulator import Deployment, Simulator
+from app.twin.simulator import Simulator
 from app.twin.trace import Request, read
+from app.twin.transfers import Shipment
 from tests.app.twin.small_trace import write_trace
 
 
@@ -33,11 +37,17 @@ class ClockworkMachine:
     def decode_s(self, num_sequences: int, mean_context: float, prefill_busy: bool = False) -> float:
         return 2.0 if prefill_busy else 1.0
 
-    def load_s(self, num_tokens: int) -> float:
-        return 0.0
+    def capacity(self) -> dict[str, float]:
+        return {}
 
-    def handover_s(self, num_tokens: int, prefill: int, decode: int) -> float:
-        return 0.25
+    def load(self, num_tokens: int, unit: int) -> Shipment:
+        return Shipment(0.0)
+
+    def handover(self, num_tokens: int, src_npu: int, dst_npu: int) -> Shipment:
+        return Shipment(0.25)
+
+    def rewire(self, failed: Collection[str], num_lost_pool_servers: int) -> None:
+        pass
 
 
 def spec(**changes: object) -> Deployment:
@@ -94,7 +104,9 @@ def test_prefill_that_shares_cores_slows_decode_while_it_lasts() -> None:
 
 def test_requests_of_a_broken_instance_are_served_by_another() -> None:
     requests = [Request(0.1 * i, 400, 2, ()) for i in range(8)]
-    lost = Simulator(ClockworkMachine(), spec(prefill_instances=2, failures=((0.45, 0),))).run(requests)
+    lost = Simulator(
+        ClockworkMachine(), spec(prefill_instances=2, faults=parse_faults("prefill:0@0.45"))
+    ).run(requests)
     assert all(job.finished_at is not None for job in lost.jobs)
     assert all(job.prefill == 1 for job in lost.jobs if (job.first_token_at or 0) > 0.45)
     whole = Simulator(ClockworkMachine(), spec(prefill_instances=2)).run(requests)
@@ -102,7 +114,9 @@ def test_requests_of_a_broken_instance_are_served_by_another() -> None:
 
 
 def test_when_nobody_can_prefill_requests_fail_and_the_run_ends() -> None:
-    outcome = Simulator(ClockworkMachine(), spec(failures=((0.0, 0),))).run([Request(1.0, 4, 1, ())])
+    outcome = Simulator(ClockworkMachine(), spec(faults=parse_faults("prefill:0@0"))).run(
+        [Request(1.0, 4, 1, ())]
+    )
     assert outcome.jobs[0].finished_at is None
 
 
@@ -110,11 +124,12 @@ def test_every_block_comes_back_and_every_token_is_made(tmp_path: Path) -> None:
     requests = read(write_trace(tmp_path / "t.jsonl"))
     scenario = Scenario()
     simulator = Simulator(SupernodeMachine(scenario), deployment(scenario))
+    instances = [*simulator.fleet.prefill.values(), *simulator.fleet.decode.values()]
     outcome = simulator.run(requests)
     assert all(
         job.generated == job.request.output_tokens or job.request.output_tokens == 1 for job in outcome.jobs
     )
-    for instance in [*simulator.prefill, *simulator.decode]:
+    for instance in instances:
         instance.scheduler.blocks.check_integrity([])
 
 
