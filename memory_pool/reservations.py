@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from memory_pool.connection import AsyncConnection
+from memory_pool.connection import AsyncConnection, Connection
 
 Counter = Literal["window", "leases", "budget"]
 
@@ -201,6 +201,40 @@ class Reservation:
     slot: int
     windows: tuple[WindowUse, ...]
     """One for each window among the charges, in their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outstanding:
+    """What the counters of one Redis hold, all together."""
+
+    leases: int
+    """Requests that count as under way."""
+    budget_holds: int
+    """Costs reserved and not settled."""
+    windows: dict[str, int]
+    """Amounts in each window, slots that have passed but were not looked at since included."""
+    spent: dict[str, int]
+    """What each budget's counter says was spent."""
+
+
+def outstanding(connection: Connection, prefix: str) -> Outstanding:
+    """The counters whose keys begin with `prefix`, for an audit. Raises StoreError when Redis cannot be reached."""
+    leases, holds, windows, spent = 0, 0, dict[str, int](), dict[str, int]()
+    for key in connection.scan(f"{prefix}*"):
+        kind = connection.call("TYPE", key)
+        if kind == b"zset":
+            leases += connection.call("ZCARD", key)
+        elif kind == b"hash":
+            names: list[bytes] = connection.call("HKEYS", key)
+            amounts: list[bytes] = connection.call("HVALS", key)
+            fields = dict(zip(names, amounts, strict=True))
+            reserved = [name for name in names if name.startswith(b"h:")]
+            holds += len(reserved)
+            if reserved or b"spent" in fields:
+                spent[key.decode()] = int(fields.get(b"spent", 0))
+            else:
+                windows[key.decode()] = sum(map(int, fields.values()))
+    return Outstanding(leases=leases, budget_holds=holds, windows=windows, spent=spent)
 
 
 class AsyncReservations:

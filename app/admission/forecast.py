@@ -4,6 +4,9 @@ BUSY_MEMORY_S = 8.0
 """Busy seconds after which what was seen counts for 1/e."""
 MIN_BUSY_S = 0.25
 """Busy seconds before a rate is believed."""
+MIN_RELEASED = 8
+"""Requests seen to leave the queue before a rate is believed: the first one of a service that warms up, or one that
+only fills the place of a client who left, says nothing of all the others."""
 
 
 class Throughput:
@@ -13,16 +16,21 @@ class Throughput:
         self._busy_s = 0.0
         self._tokens = 0.0
         self._sequences = 0.0
+        self._num_released = 0
 
     @property
     def tokens_per_s(self) -> float | None:
         """Prompt tokens released a second; None while too little was seen."""
-        return self._tokens / self._busy_s if self._busy_s >= MIN_BUSY_S and self._tokens else None
+        return self._tokens / self._busy_s if self._is_believed and self._tokens else None
 
     @property
     def sequences_per_s(self) -> float | None:
         """Sequences released a second; None while too little was seen."""
-        return self._sequences / self._busy_s if self._busy_s >= MIN_BUSY_S and self._sequences else None
+        return self._sequences / self._busy_s if self._is_believed and self._sequences else None
+
+    @property
+    def _is_believed(self) -> bool:
+        return self._busy_s >= MIN_BUSY_S and self._num_released >= MIN_RELEASED
 
     def busy(self, seconds: float) -> None:
         """Somebody waited all this time."""
@@ -35,6 +43,7 @@ class Throughput:
         """A request that had waited was released."""
         self._tokens += num_tokens
         self._sequences += num_sequences
+        self._num_released += 1
 
     def wait_s(self, num_tokens: float, num_sequences: float) -> float:
         """Seconds until so much has been released; 0 while nothing is known, which lets the first ones find out."""

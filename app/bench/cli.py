@@ -11,6 +11,7 @@ from app.bench.overload_cli import overload
 from app.bench.peers_cli import peers
 from app.bench.reuse_cli import reuse
 from app.bench.speculation_cli import speculation
+from app.bench.vanish_cli import vanish
 
 bench_app = typer.Typer(help="Measure the engine and the service on this machine.", no_args_is_help=True)
 bench_app.command()(engine)
@@ -22,3 +23,4 @@ bench_app.command()(peers)
 bench_app.command()(grammar)
 bench_app.command()(reuse)
 bench_app.command()(speculation)
+bench_app.command()(vanish)

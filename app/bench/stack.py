@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,12 +24,20 @@ _POLL_S = 0.05
 
 
 class Stack:
-    """A gateway on `redis_url`, at `url`, and the workers it is given. Logs go to `folder`.
+    """A gateway on `redis_url`, at `url`, and the workers it is given. Logs go to `folder`; `settings`: the gateway's.
 
     Raises ServedError from every method when a process does not do what it should.
     """
 
-    def __init__(self, folder: Path, redis_url: str, entry: ModelEntry, *, threads: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        redis_url: str,
+        entry: ModelEntry,
+        *,
+        threads: int,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder = folder
         self._entry = entry
         self._threads = threads
@@ -40,6 +48,7 @@ class Stack:
             "CLOUDMATRIX_REDIS_URL": redis_url,
             "CLOUDMATRIX_DATA_DIR": str(folder),
             "CLOUDMATRIX_MODEL": entry.id,
+            **(settings or {}),
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -137,7 +137,7 @@ class Link:
         self._post(message)
 
     def cancel(self, request_id: str) -> None:
-        """Tell the worker to forget a request. Its sink may still get the report that the worker closes it with."""
+        """Tell the worker to forget a request. Its sink still gets what was made of it meanwhile, and the report."""
         sink = self._sinks.pop(request_id, None)
         if sink is None:
             return
@@ -189,10 +189,12 @@ class Link:
             over = isinstance(event, Finished | Failed | Prefilled)
             sink = self._sinks.get(request_id)
             if sink is None:
-                # Tokens of a cancelled request that were already on their way are dropped; its report is not.
-                sink = self._closing.pop(request_id, None) if over else None
+                # Of a cancelled request, what was on its way still counts: tokens were made, and a report is owed.
+                sink = self._closing.get(request_id)
                 if sink is None:
                     continue
+                if over:
+                    del self._closing[request_id]
             elif over:
                 del self._sinks[request_id]
             sink.on_event(event)

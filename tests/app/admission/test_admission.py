@@ -282,6 +282,16 @@ def test_a_forgotten_tenant_begins_where_the_last_one_was_served() -> None:
     assert counters.next(["c", "b", "a"]) == "a"
 
 
+def test_one_release_while_the_service_warms_up_is_no_rate() -> None:
+    throughput = Throughput()
+    throughput.busy(2.0)
+    for number in range(8):
+        # One in two seconds would mean 128 s for 64 requests, and that all of them are refused.
+        assert throughput.wait_s(6400, 64) == 0.0, number
+        throughput.released(100, 1)
+    assert throughput.wait_s(6400, 64) == pytest.approx(16.0)  # 8 in 2 s
+
+
 def test_throughput_counts_only_time_in_which_somebody_waited() -> None:
     throughput = Throughput()
     assert throughput.wait_s(100, 1) == 0.0
