@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from app.admission.admission import Admission
-from app.requests.record import RequestRecord
+from app.requests.record import RequestRecord, public_miss_reason
 from app.routing.dispatcher import Dispatcher
 from app.routing.workers import Workers
 
@@ -197,6 +197,18 @@ class GatewayMetrics:
             ["kind"],
             registry=self.registry,
         )
+        self._written = self._counter(
+            "cloudmatrix_cache_write_tokens", "Prompt tokens whose KV requests brought into the pool."
+        )
+        self._misses = self._counter(
+            "cloudmatrix_pool_misses",
+            "Prefixes that ended early in the pool, by why the next block was missing.",
+            "reason",
+        )
+        self._left = self._counter(
+            "cloudmatrix_pool_blocks_left",
+            "Blocks that the pool had and that were computed, as the faster way.",
+        )
         self._predicted = self._counter(
             "cloudmatrix_predicted_cached_tokens", "Prompt tokens that the pool lookup promised."
         )
@@ -216,6 +228,12 @@ class GatewayMetrics:
         self._generation_tokens.labels(*labels).inc(record.completion_tokens)
         self._cached_tokens.labels(*labels).inc(record.cached_tokens or 0)
         self._predicted.labels(*labels).inc(record.predicted_cached_tokens or 0)
+        self._written.labels(*labels).inc(record.written_tokens or 0)
+        for reuse, _, _ in record.reuses:
+            reason = public_miss_reason(reuse.miss_reason)
+            if reason is not None:
+                self._misses.labels(*labels, reason).inc()
+            self._left.labels(*labels).inc(reuse.found_blocks - reuse.chosen_blocks)
         for reason in record.finish_reasons.values():
             self._success.labels(*labels, reason).inc()
         for transfer in record.transfers:

@@ -92,6 +92,7 @@ class Carrier:
             self._pool.delete([job.tail.key])
         job.reuse = Reuse(
             found_blocks=num_found,
+            chosen_blocks=len(wanted),
             fetched_blocks=sum(parcel is not tail for parcel in job.moved),
             fetch_s=fetch_s,
             compute_s=compute_s,

@@ -122,12 +122,14 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 class Reuse(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker found of a sequence's KV in the pool, behind its own blocks, and whether it was worth fetching.
 
-    `fetch_s` and `compute_s`: what fetching or computing all `found_blocks` was predicted to take, which decided how
-    many were fetched; `fetch_s` is None when nothing was known of the pool's speed. `miss_reason` says why the first
-    block that was not there was not: `never_seen`, `evicted`, `damaged`, `other_namespace` or `unavailable`.
+    `fetch_s` and `compute_s`: what fetching or computing all `found_blocks` was predicted to take, from which came how
+    many it chose to fetch; `fetched_blocks` are those that came whole. `fetch_s` is None when nothing was known of the
+    pool's speed. `miss_reason` says why the first block that was not there was not: `never_seen`, `evicted`,
+    `damaged`, `other_namespace` or `unavailable`.
     """
 
     found_blocks: int
+    chosen_blocks: int
     fetched_blocks: int
     fetch_s: float | None
     compute_s: float

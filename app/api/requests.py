@@ -24,7 +24,13 @@ def requests_router(history: History) -> APIRouter:
         """The newest records, those under way first; of other tenants only for administrators."""
         who = caller()
         return json_response(
-            {"requests": [record.view() for record in history.recent(limit) if who.may_see(record.tenant)]}
+            {
+                "requests": [
+                    record.view(for_admin=who.is_admin)
+                    for record in history.recent(limit)
+                    if who.may_see(record.tenant)
+                ]
+            }
         )
 
     @router.get("/api/requests/{request_id}")
@@ -38,6 +44,6 @@ def requests_router(history: History) -> APIRouter:
         if record.ended_at is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(record.reported(), REPORTS_S)
-        return json_response(record.view())
+        return json_response(record.view(for_admin=caller().is_admin))
 
     return router

@@ -183,9 +183,13 @@ class RoleChange(Struct, frozen=True):
 
 
 class PromptTokensDetails(Struct, frozen=True):
-    """`cached_tokens`: prompt tokens whose KV was found, in the worker or in the pool, instead of computed."""
+    """`cached_tokens`: prompt tokens whose KV was found, in the worker or in the pool, instead of computed.
+
+    `cache_write_tokens`: prompt tokens whose KV this request brought into the pool, in whole blocks.
+    """
 
     cached_tokens: int
+    cache_write_tokens: int
 
 
 class Usage(Struct, frozen=True, omit_defaults=True):

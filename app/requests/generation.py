@@ -223,7 +223,7 @@ class Generation:
             record.prompt_tokens,
             record.completion_tokens,
             record.prompt_tokens + record.completion_tokens,
-            None if cached is None else PromptTokensDetails(cached),
+            None if cached is None else PromptTokensDetails(cached, record.written_tokens or 0),
         )
 
     def end(self, error: BaseException | None = None) -> None:

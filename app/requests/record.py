@@ -13,7 +13,7 @@ import msgspec
 
 from app.admission.ticket import DEFAULT_TENANT
 from app.routing.router import Route
-from engine.protocol import Report
+from engine.protocol import Report, Reuse
 from fabric.ledger import DEEPSEEK_R1_KV_BYTES_PER_TOKEN, Transfer, scaled, total
 
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
@@ -30,11 +30,12 @@ class PhaseView(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class UsageView(msgspec.Struct, frozen=True):
-    """Tokens of a request over all its choices; `cached_tokens` is null while unknown."""
+    """Tokens of a request over all its choices; `cached_tokens` and `cache_write_tokens` are null while unknown."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int | None
+    cache_write_tokens: int | None
 
 
 class RouteView(msgspec.Struct, frozen=True):
@@ -45,6 +46,24 @@ class RouteView(msgspec.Struct, frozen=True):
     reason: Any
     predicted_cached_tokens: int | None
     attempts: int
+
+
+class ReuseView(msgspec.Struct, frozen=True):
+    """What a worker (`where`) found of a choice's KV in the pool, behind its own blocks, and what it made of it.
+
+    `fetch_s` and `compute_s` are predictions for all blocks found, one way and the other; the cheaper way was taken.
+    `fetch_s` is null when the pool's speed was unknown, and it was tried. `miss_reason`: why the first block missing
+    is missing (`never_seen`, `evicted`, `damaged`, `unavailable`, and for administrators `other_namespace`).
+    """
+
+    where: str
+    choice: int
+    found_blocks: int
+    chosen_blocks: int
+    fetched_blocks: int
+    fetch_s: float | None
+    compute_s: float
+    miss_reason: str | None
 
 
 class TotalsView(msgspec.Struct, frozen=True):
@@ -80,6 +99,7 @@ class RecordView(msgspec.Struct, frozen=True):
     stream: bool
     usage: UsageView
     route: RouteView
+    reuse: list[ReuseView]
     ttft_s: float | None
     e2e_s: float | None
     timeline: list[PhaseView]
@@ -114,11 +134,13 @@ class RequestRecord:
         "predicted_cached_tokens",
         "prompt_tokens",
         "request_id",
+        "reuses",
         "route",
         "status",
         "stream",
         "tenant",
         "transfers",
+        "written_tokens",
     )
 
     def __init__(self, request_id: str, endpoint: str, created: int, arrived_at: float) -> None:
@@ -136,6 +158,7 @@ class RequestRecord:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens: int | None = None
+        self.written_tokens: int | None = None
         self.predicted_cached_tokens: int | None = None
         self.route: Route | None = None
         self.kv_bytes_per_token: int | None = None
@@ -148,6 +171,7 @@ class RequestRecord:
         self.ended_at: float | None = None
         self.phases: list[tuple[str, float, float, str, int]] = []
         self.transfers: list[Transfer] = []
+        self.reuses: list[tuple[Reuse, str, int]] = []
 
     def add_phase(self, phase: str, started_at: float, ended_at: float) -> None:
         """A phase of the gateway's own."""
@@ -160,6 +184,9 @@ class RequestRecord:
                 (phase.phase, sent_at + phase.start_s, phase.duration_s, report.worker_id, choice)
             )
         self.transfers.extend(report.transfers)
+        self.written_tokens = (self.written_tokens or 0) + report.written_tokens
+        if report.reuse is not None:
+            self.reuses.append((report.reuse, report.worker_id, choice))
 
     def begin_leg(self) -> None:
         """A Submit left for a worker, which will report or be lost."""
@@ -201,8 +228,8 @@ class RequestRecord:
         times = [row[2] for row in self.phases if row[0] in phases and row[3] != "gateway" and row[4] == 0]
         return sum(times) if times else None
 
-    def view(self) -> RecordView:
-        """The record now."""
+    def view(self, *, for_admin: bool = True) -> RecordView:
+        """The record now. What it says of other tenants is for administrators alone."""
         end_at = self.ended_at
         phases = [
             PhaseView(phase, _seconds(start - self.arrived_at), _seconds(cut), where, choice)
@@ -222,7 +249,9 @@ class RequestRecord:
             finish_reasons=reasons,
             error=self.error,
             stream=self.stream,
-            usage=UsageView(self.prompt_tokens, self.completion_tokens, self.cached_tokens),
+            usage=UsageView(
+                self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.written_tokens
+            ),
             route=RouteView(
                 None if route is None else route.prefill_worker or route.decode_worker,
                 None if route is None else route.decode_worker,
@@ -230,6 +259,19 @@ class RequestRecord:
                 self.predicted_cached_tokens,
                 self.attempts,
             ),
+            reuse=[
+                ReuseView(
+                    where,
+                    choice,
+                    reuse.found_blocks,
+                    reuse.chosen_blocks,
+                    reuse.fetched_blocks,
+                    reuse.fetch_s,
+                    reuse.compute_s,
+                    reuse.miss_reason if for_admin else public_miss_reason(reuse.miss_reason),
+                )
+                for reuse, where, choice in self.reuses
+            ],
             ttft_s=None if self.first_token_at is None else _seconds(self.first_token_at - self.arrived_at),
             e2e_s=None if end_at is None else _seconds(end_at - self.arrived_at),
             timeline=phases,
@@ -244,6 +286,11 @@ class RequestRecord:
         size = DEEPSEEK_R1_KV_BYTES_PER_TOKEN
         totals = total(scaled(transfer, self.kv_bytes_per_token, size) for transfer in self.transfers)
         return AsIfView("deepseek-r1", size, totals.num_bytes, totals.ub_s, totals.roce_s)
+
+
+def public_miss_reason(reason: str | None) -> str | None:
+    """A reason that tells nobody what other tenants have: what only they have was, to the caller, never seen."""
+    return "never_seen" if reason == "other_namespace" else reason
 
 
 def _seconds(value: float) -> float:

@@ -78,7 +78,12 @@ async def test_a_served_request_is_recorded_whole(gateway: Gateway) -> None:
     record = await gateway.record(raw.headers["x-request-id"])
     assert record["status"] == "completed"
     assert record["finish_reason"] == "length"
-    assert record["usage"] == {"prompt_tokens": 100, "completion_tokens": 5, "cached_tokens": 96}
+    assert record["usage"] == {
+        "prompt_tokens": 100,
+        "completion_tokens": 5,
+        "cached_tokens": 96,
+        "cache_write_tokens": 0,
+    }
     assert (record["route"]["prefill_worker"], record["route"]["decode_worker"]) == ("prefill-0", "decode-0")
     assert record["route"]["attempts"] == 2
     phases = [(entry["phase"], entry["where"]) for entry in record["timeline"]]

@@ -17,7 +17,7 @@ from app.requests.choice import Piece
 from app.requests.record import RequestRecord
 from app.requests.served import ServedModel
 
-USAGE = Usage(3, 4, 7, PromptTokensDetails(2))
+USAGE = Usage(3, 4, 7, PromptTokensDetails(2, 3))
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 pieces_of_two = st.lists(st.builds(Piece, st.integers(0, 1), texts, st.none(), st.none()), max_size=12)
 
@@ -59,7 +59,7 @@ def test_chat_chunks_survive_the_sdk_decoder(
         assert all(delta["finish_reason"] is None for delta in deltas[:-1])
     if include_usage:
         assert parsed[-1]["choices"] == []
-        assert parsed[-1]["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
+        assert parsed[-1]["usage"]["prompt_tokens_details"] == {"cached_tokens": 2, "cache_write_tokens": 3}
         assert all(event["usage"] is None for event in parsed[:-1])
     else:
         assert all("usage" not in event for event in parsed)

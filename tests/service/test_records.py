@@ -44,6 +44,27 @@ def test_bytes_moved_are_the_tokens_kv(service: Service) -> None:
     assert least - 2 * BLOCK_BYTES <= published <= least + decoded + 2 * BLOCK_BYTES + prompt_tokens * 64
 
 
+def test_a_record_says_what_was_promised_found_written_and_why_not_more(service: Service) -> None:
+    first = record_of_a_fresh_request(service, unique="reuse")
+    again = record_of_a_fresh_request(service, unique="reuse")
+    whole = first["usage"]["prompt_tokens"] // BLOCK_TOKENS * BLOCK_TOKENS
+    template = first["usage"][
+        "cached_tokens"
+    ]  # blocks that another test's prompt shares, at most the template's
+    assert first["usage"]["cache_write_tokens"] == whole - template
+    prefill = first["reuse"][0]
+    assert (prefill["where"], prefill["miss_reason"]) == ("prefill-0", "never_seen")
+    decode = first["reuse"][1]
+    assert decode["where"] == "decode-0"
+    assert decode["found_blocks"] == decode["chosen_blocks"] == decode["fetched_blocks"]
+    assert again["usage"]["cache_write_tokens"] == 0
+    assert again["usage"]["cached_tokens"] >= whole - BLOCK_TOKENS
+    assert again["route"]["predicted_cached_tokens"] == min(whole, again["usage"]["prompt_tokens"] - 1)
+    with service.client() as client:
+        metrics = client.get("/metrics").text
+    assert 'cloudmatrix_pool_misses_total{model_name="smollm2-135m",reason="never_seen"}' in metrics
+
+
 def test_totals_are_the_sum_of_the_transfers_and_ub_beats_roce(service: Service) -> None:
     record = record_of_a_fresh_request(service, unique="totals")
     assert record["transfers"]
