@@ -161,7 +161,7 @@ class Fleet:
                     model=MODEL,
                     location=_location(unit.npus[0]),
                     max_context_tokens=1 << 30,
-                    num_sequences=len(scheduler.running) + len(scheduler.waiting),
+                    num_sequences=len(scheduler.running) + len(scheduler.waiting) + unit.num_incoming,
                     num_queued_tokens=prefill.num_queued_tokens if prefill is not None else 0,
                     kv_blocks_used=scheduler.blocks.num_used,
                     kv_blocks_total=scheduler.blocks.num_blocks,

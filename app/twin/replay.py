@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from app.matrix.autoscaler import Side
@@ -34,15 +35,29 @@ def deployment(scenario: Scenario) -> Deployment:
 
 
 def replay(requests: Sequence[Request], scenario: Scenario) -> dict[str, Any]:
-    """The JSON object of `twin replay`. `wall_s` is this machine's, all else is virtual time."""
+    """The JSON object of `twin replay`. `wall_s` is this machine's, all else is virtual time.
+
+    With faults or the autoscaler the same requests run again without, for the ratio that they cost or bring.
+    """
     started = time.perf_counter()
     cpu_started = time.process_time()
-    outcome = Simulator(SupernodeMachine(scenario), deployment(scenario)).run(requests)
-    summary = summarise(outcome, SupernodeMachine(scenario), scenario)
+    summary = simulate(requests, scenario)
+    wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+    if scenario.faults:
+        without = simulate(requests, replace(scenario, faults=""))
+        summary["faults"] = {
+            "injected": [str(fault) for fault in scenario.faults_in_order],
+            "restarts": summary["restarts"],
+            "recomputed_tokens": summary["recomputed_tokens"],
+            "not_served": summary["requests"] - summary["completed"],
+            "slowdown": slowdown(summary, without),
+        }
+        summary["without_faults"] = without
+    if scenario.autoscale:
+        summary["without_autoscale"] = simulate(requests, replace(scenario, autoscale=False))
     capacity = scenario.pool_bytes or None
     block_bytes = SupernodeMachine(scenario).kv_bytes_per_token * BLOCK_TOKENS
     summary["ideal_cache_hit_token_share"] = ideal_hit_share(requests, block_bytes, capacity)
-    wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
     summary |= {
         "wall_s": wall_s,
         "cpu_s": cpu_s,
@@ -51,6 +66,22 @@ def replay(requests: Sequence[Request], scenario: Scenario) -> dict[str, Any]:
         "scenario": as_dict(scenario),
     }
     return summary
+
+
+def simulate(requests: Sequence[Request], scenario: Scenario) -> dict[str, Any]:
+    """One run of the scenario, summed up."""
+    machine = SupernodeMachine(scenario)
+    return summarise(Simulator(machine, deployment(scenario)).run(requests), machine, scenario)
+
+
+def slowdown(run: dict[str, Any], without: dict[str, Any]) -> dict[str, float]:
+    """How many times as long requests took as in the run without: mean and p90 of the three times."""
+    return {
+        f"{name}_{kind}": run[f"{name}_s"][kind] / without[f"{name}_s"][kind]
+        for name in ("ttft", "tpot", "e2e")
+        for kind in ("mean", "p90")
+        if run[f"{name}_s"][kind] is not None and without[f"{name}_s"][kind]
+    }
 
 
 def summarise(outcome: Outcome, machine: Machine, scenario: Scenario) -> dict[str, Any]:

@@ -405,6 +405,7 @@ class Simulator:
             self.fleet.prefill[job.prefill].scheduler.remove(job)
             self._settle(now, self.fleet.units[job.prefill])
         job.num_computed = job.cached_tokens = job.counted_tokens = 0
+        job.draft = []
         job.num_tokens = job.request.prompt_tokens + job.generated
         job.keys = block_keys(job.request, job.number, self.machine.block_tokens, job.num_tokens)
         self._at(now, "arrive", job)

@@ -1,12 +1,10 @@
 import os
 import time
-from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from app.twin.faults import parse_faults
-from app.twin.fleet import Deployment
 from app.twin.machine import SupernodeMachine
 from app.twin.recommend import recommend
 from app.twin.replay import deployment, percentiles, replay
@@ -14,51 +12,8 @@ from app.twin.report import pareto, write_report
 from app.twin.scenario import Scenario
 from app.twin.simulator import Simulator
 from app.twin.trace import Request, read
-from app.twin.transfers import Shipment
+from tests.app.twin.clockwork import ClockworkMachine, spec
 from tests.app.twin.small_trace import write_trace
-
-
-class ClockworkMachine:
-    """Round numbers: a prompt token takes 1 ms, a decode step 1 s, a handover 0.25 s, a cached token nothing."""
-
-    kv_bytes_per_token = 1
-    block_tokens = 4
-    tokens_per_decode_step = 1.0
-    max_step_tokens = 1000
-    prefill_kv_tokens = 4000
-    decode_kv_tokens = 4000
-    shares_cores = False
-
-    def prefill_s(
-        self, num_computed: int, num_cached: int, mean_attended: float, decode_busy: bool = False
-    ) -> float:
-        return num_computed * 1e-3
-
-    def decode_s(self, num_sequences: int, mean_context: float, prefill_busy: bool = False) -> float:
-        return 2.0 if prefill_busy else 1.0
-
-    def capacity(self) -> dict[str, float]:
-        return {}
-
-    def load(self, num_tokens: int, unit: int) -> Shipment:
-        return Shipment(0.0)
-
-    def handover(self, num_tokens: int, src_npu: int, dst_npu: int) -> Shipment:
-        return Shipment(0.25)
-
-    def rewire(self, failed: Collection[str], num_lost_pool_servers: int) -> None:
-        pass
-
-
-def spec(**changes: object) -> Deployment:
-    given: dict[str, object] = {
-        "prefill_instances": 1,
-        "decode_instances": 1,
-        "max_running_per_decode": 100,
-        "prefill_npus": 1,
-        "decode_npus": 1,
-    }
-    return Deployment(**(given | changes))  # type: ignore[arg-type]  # by test table
 
 
 def test_one_request_by_hand() -> None:
@@ -92,8 +47,7 @@ def test_a_prefix_in_the_pool_is_not_computed_again() -> None:
 
 
 def test_prefill_that_shares_cores_slows_decode_while_it_lasts() -> None:
-    machine = ClockworkMachine()
-    machine.shares_cores = True
+    machine = ClockworkMachine(shares_cores=True)
     requests = [Request(0.0, 10, 6, ()), Request(1.0, 900, 1, ())]
     slowed = Simulator(machine, spec()).run(requests).jobs[0].finished_at
     alone = Simulator(machine, spec()).run(requests[:1]).jobs[0].finished_at
