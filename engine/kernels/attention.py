@@ -41,17 +41,20 @@ def _scores(
     keys: Any,
     head_dim: Any,
     scores: Any,
+    ahead: Any,
 ) -> Any:
-    """scores[r][32] = Σ_d queries[r][d] · keys[d][32] in the order of d."""
+    """scores[r][32] = Σ_d queries[r][d] · keys[d][32] in the order of d; fetches what lies `ahead` of the keys."""
     count, size = rows.literal_value, 4 if widened.literal_value else 2
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, queries_, stride_, keys_, dims_, scores_ = args
+        _, _, queries_, stride_, keys_, dims_, scores_, ahead_ = args
         zero = ir.Constant(F32_LANES, [0.0] * 16)
         accs = [[cgutils.alloca_once_value(b, zero) for _ in range(2)] for _ in range(count)]
         bases = [b.add(queries_, b.mul(stride_, ir.Constant(I64, r))) for r in range(count)]
         with cgutils.for_range(b, dims_) as loop:
             at = b.add(keys_, b.mul(loop.index, ir.Constant(I64, BLOCK_TOKENS * size)))
+            if size == 2:
+                simd.prefetch(b, b.add(at, ahead_))
             key = [_floats(b, simd.offset(b, at, 16 * size * half), size) for half in range(2)]
             dim = b.mul(loop.index, ir.Constant(I64, 4))
             for r in range(count):
@@ -63,7 +66,7 @@ def _scores(
                 simd.store(b, b.load(accs[r][half]), simd.offset(b, scores_, 128 * r + 64 * half))
         return c.get_dummy_value()
 
-    return types.none(rows, widened, *[types.int64] * 5), codegen
+    return types.none(rows, widened, *[types.int64] * 6), codegen
 
 
 @intrinsic
@@ -77,12 +80,13 @@ def _mix(
     head_dim: Any,
     rescale: Any,
     out: Any,
+    ahead: Any,
 ) -> Any:
-    """out[r] = out[r] · rescale[r] + Σ_t weights[r][t] · values[t], in the order of t."""
+    """out[r] = out[r] · rescale[r] + Σ_t weights[r][t] · values[t], in the order of t; fetches ahead of the values."""
     count, size = rows.literal_value, 4 if widened.literal_value else 2
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, weights_, values_, tokens_, dims_, rescale_, out_ = args
+        _, _, weights_, values_, tokens_, dims_, rescale_, out_, ahead_ = args
         row_bytes = b.mul(dims_, ir.Constant(I64, 4))
         targets = [b.add(out_, b.mul(row_bytes, ir.Constant(I64, r))) for r in range(count)]
         with cgutils.for_range(b, b.sdiv(dims_, ir.Constant(I64, 32))) as column:
@@ -99,6 +103,8 @@ def _mix(
             with cgutils.for_range(b, tokens_) as loop:
                 at = b.mul(b.add(b.mul(loop.index, dims_), first), ir.Constant(I64, size))
                 at = b.add(values_, at)
+                if size == 2:
+                    simd.prefetch(b, b.add(at, ahead_))
                 value = [_floats(b, simd.offset(b, at, 16 * size * half), size) for half in range(2)]
                 token = b.mul(loop.index, ir.Constant(I64, 4))
                 for r in range(count):
@@ -112,22 +118,24 @@ def _mix(
                     simd.store(b, b.load(accs[r][half]), spot)
         return c.get_dummy_value()
 
-    return types.none(rows, widened, *[types.int64] * 6), codegen
+    return types.none(rows, widened, *[types.int64] * 7), codegen
 
 
 @intrinsic
-def _widen(context: Any, source: Any, count: Any, target: Any) -> Any:
-    """`count` times 16 half floats to floats."""
+def _widen(context: Any, source: Any, count: Any, target: Any, ahead: Any) -> Any:
+    """`count` times 16 half floats to floats; fetches what lies `ahead` of them."""
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         with cgutils.for_range(b, args[1]) as loop:
-            half = simd.load(b, b.add(args[0], b.mul(loop.index, ir.Constant(I64, 32))), F16_LANES, 32)
+            at = b.add(args[0], b.mul(loop.index, ir.Constant(I64, 32)))
+            simd.prefetch(b, b.add(at, args[3]))
+            half = simd.load(b, at, F16_LANES, 32)
             simd.store(
                 b, b.fpext(half, F32_LANES), b.add(args[2], b.mul(loop.index, ir.Constant(I64, 64))), 64
             )
         return c.get_dummy_value()
 
-    return types.none(*[types.int64] * 3), codegen
+    return types.none(*[types.int64] * 4), codegen
 
 
 @inline
@@ -208,43 +216,50 @@ def attend(
             simd.write_f32(peaks + row * 4, MINUS_INFINITY)
             simd.store_f32(sums + row * 64, zero)
     last_position = first_position + num_positions - 1
-    for block in range(last_position // BLOCK_TOKENS + 1):
+    last_block = last_position // BLOCK_TOKENS
+    for block in range(last_block + 1):
         start = block * BLOCK_TOKENS
         base = cache + simd.read_i32(table + block * 4) * block_bytes
+        # A head's part of a block is too short for the hardware to see where the next one lies: in the next
+        # block, and after the last one in the first, where the next head's part is.
+        following = block + 1 if block < last_block else 0
+        ahead = cache + simd.read_i32(table + following * 4) * block_bytes - base
+        if block == last_block:
+            ahead += BLOCK_TOKENS * head_dim * 2
         tokens = min(BLOCK_TOKENS, last_position - start + 1)
         # Rows that lie wholly before this block come first in the tile and are done.
         row = max(0, start - first_position) * group
         if rows - row >= WIDEN_ROWS:
-            _widen(base + keys_at, head_dim * 2, keys)
-            _widen(base + values_at, tokens * head_dim // 16, values)
+            _widen(base + keys_at, head_dim * 2, keys, ahead)
+            _widen(base + values_at, tokens * head_dim // 16, values, ahead)
         while rows - row >= WIDEN_ROWS:
             s = scores + row * 128
-            _scores(8, 1, tile + row * head_bytes, head_bytes, keys, head_dim, s)
+            _scores(8, 1, tile + row * head_bytes, head_bytes, keys, head_dim, s, ahead)
             _softmax(row, 8, first_position - start, group, scores, rescale, peaks, sums)
-            _mix(8, 1, s, values, tokens, head_dim, rescale + row * 4, mixed + row * head_bytes)
+            _mix(8, 1, s, values, tokens, head_dim, rescale + row * 4, mixed + row * head_bytes, ahead)
             row += 8
         while row < rows:
             count = min(rows - row, 4)
             q, s = tile + row * head_bytes, scores + row * 128
             k, v = base + keys_at, base + values_at
             if count == 4:
-                _scores(4, 0, q, head_bytes, k, head_dim, s)
+                _scores(4, 0, q, head_bytes, k, head_dim, s, ahead)
             elif count == 3:
-                _scores(3, 0, q, head_bytes, k, head_dim, s)
+                _scores(3, 0, q, head_bytes, k, head_dim, s, ahead)
             elif count == 2:
-                _scores(2, 0, q, head_bytes, k, head_dim, s)
+                _scores(2, 0, q, head_bytes, k, head_dim, s, ahead)
             else:
-                _scores(1, 0, q, head_bytes, k, head_dim, s)
+                _scores(1, 0, q, head_bytes, k, head_dim, s, ahead)
             _softmax(row, count, first_position - start, group, scores, rescale, peaks, sums)
             o, r = mixed + row * head_bytes, rescale + row * 4
             if count == 4:
-                _mix(4, 0, s, v, tokens, head_dim, r, o)
+                _mix(4, 0, s, v, tokens, head_dim, r, o, ahead)
             elif count == 3:
-                _mix(3, 0, s, v, tokens, head_dim, r, o)
+                _mix(3, 0, s, v, tokens, head_dim, r, o, ahead)
             elif count == 2:
-                _mix(2, 0, s, v, tokens, head_dim, r, o)
+                _mix(2, 0, s, v, tokens, head_dim, r, o, ahead)
             else:
-                _mix(1, 0, s, v, tokens, head_dim, r, o)
+                _mix(1, 0, s, v, tokens, head_dim, r, o, ahead)
             row += count
     for position in range(num_positions):
         for member in range(group):

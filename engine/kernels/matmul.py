@@ -20,7 +20,7 @@ TILE_ROWS = 16
 ROW_BLOCK_BYTES = 64
 """One block of one quantised row: 32 bytes h, 32 bytes l. 16 rows of one block lie together, then the next block."""
 PREFETCH_BYTES = 8192
-"""How far ahead of the block at work the weights of a lone row are fetched."""
+"""How far ahead of the block at work weights are fetched."""
 TILE_BYTES = TILE_ROWS * ROW_BLOCK_BYTES
 TILE_SUMS_BYTES = TILE_ROWS * 4
 """The sums of 16 rows over one block."""
@@ -30,10 +30,12 @@ def _const(value: int) -> Any:
     return ir.Constant(I32_LANES, [value] * LANES)
 
 
-def _prefetch(builder: Builder, address: Any) -> None:
-    read, keep, data = (ir.Constant(I32, value) for value in (0, 3, 1))
-    args = [builder.inttoptr(address, simd.POINTER), read, keep, data]
-    simd.call(builder, "llvm.prefetch.p0", ir.VoidType(), args)
+def fetch_ahead(builder: Builder, form: int, panel: Any, block: Any) -> None:
+    """Fetch weights that come after a panel's block, those of the following panel where this one ends."""
+    num_bytes = BLOCK_BYTES[form] + SCALE_BYTES[form]
+    at = builder.add(panel, builder.mul(block, ir.Constant(I64, num_bytes)))
+    for line in range(0, num_bytes, 64):
+        simd.prefetch(builder, simd.offset(builder, at, PREFETCH_BYTES + line))
 
 
 def _dot_portable(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
@@ -150,13 +152,7 @@ def _rows_by_panel(
             d, m = scales_ir(
                 b, code, b.add(scale_base, b.mul(loop.index, ir.Constant(I64, SCALE_BYTES[code])))
             )
-            if count <= 2:
-                # Memory-bound: fetch what comes next, into the following panel where this one ends.
-                ahead = b.add(
-                    panel_, b.mul(loop.index, ir.Constant(I64, BLOCK_BYTES[code] + SCALE_BYTES[code]))
-                )
-                for line in range(0, BLOCK_BYTES[code] + SCALE_BYTES[code], 64):
-                    _prefetch(b, simd.offset(b, ahead, PREFETCH_BYTES + line))
+            fetch_ahead(b, code, panel_, loop.index)
             rows_at = b.add(x_, b.mul(loop.index, ir.Constant(I64, TILE_BYTES)))
             sums_at = b.add(sums_, b.mul(loop.index, ir.Constant(I64, TILE_SUMS_BYTES)))
             for r in range(count):
@@ -222,6 +218,9 @@ def _panel_of_form(
         if row + 4 <= last:
             _rows_by_panel(isa, form, 4, panel, num_blocks, a, s, f, o, out_stride, add)
             row += 4
+        elif row + 3 <= last:
+            _rows_by_panel(isa, form, 3, panel, num_blocks, a, s, f, o, out_stride, add)
+            row += 3
         elif row + 2 <= last:
             _rows_by_panel(isa, form, 2, panel, num_blocks, a, s, f, o, out_stride, add)
             row += 2

@@ -18,6 +18,7 @@ from engine.kernels.matmul import (
     TILE_BYTES,
     TILE_ROWS,
     TILE_SUMS_BYTES,
+    fetch_ahead,
     multiply_panel,
     scales_ir,
     sums_place,
@@ -28,8 +29,10 @@ from engine.kernels.packing import BLOCK_BYTES, Q8_0, SCALE_BYTES
 from engine.kernels.simd import F32, F32_LANES, I8, I32_LANES, I64, LANES
 
 Builder = Any
-MIN_ROWS = 5
-"""Fewer rows than this are quicker without tiles."""
+MIN_ROWS = 13
+"""Fewer rows than this are quicker without tiles: expanding a panel costs as much as a dozen rows without."""
+MIN_REST = 5
+"""Once a panel is expanded, tiles are quicker for so many rows left over."""
 EXPANDED_BYTES = TILE_BYTES + 128
 """One block of a panel ready for the tiles: integers, then d and m as floats."""
 
@@ -89,6 +92,7 @@ def _expand(context: Any, form: Any, panel: Any, num_blocks: Any, target: Any) -
         with cgutils.for_range(b, blocks_) as loop:
             source = b.add(panel_, b.mul(loop.index, ir.Constant(I64, BLOCK_BYTES[code])))
             to = b.add(target_, b.mul(loop.index, ir.Constant(I64, EXPANDED_BYTES)))
+            fetch_ahead(b, code, panel_, loop.index)
             for group, value in enumerate(unpack_ir(b, code, source)):
                 if code == Q8_0:
                     simd.store(b, value, simd.offset(b, to, 64 * group), 64)
@@ -300,8 +304,10 @@ def _multiply(
         add: Any,
         scratch: Any,
     ) -> None:
-        whole = first + (last - first) // TILE_ROWS * TILE_ROWS
-        middle = last if last - whole >= MIN_ROWS else whole
+        middle = first
+        if last - first >= MIN_ROWS:
+            rest = (last - first) % TILE_ROWS
+            middle = last if rest >= MIN_REST else last - rest
         if middle > first:
             multiply_panel_by_tiles(
                 form, first, middle, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
