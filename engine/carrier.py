@@ -21,7 +21,9 @@ _MISS_REASONS = {Reason.ABSENT: "evicted", Reason.UNAVAILABLE: "unavailable"}
 class Pool(Protocol):
     """What is needed of `memory_pool.client.PoolClient`."""
 
-    def look(self, keys: Items[bytes], namespace: str, /, *, holder: str | None = None) -> Lookup:
+    def look(
+        self, keys: Items[bytes], namespace: str, /, *, holder: str | None = None, contents: Items[bytes] = ()
+    ) -> Lookup:
         """How many leading blocks are in the pool, leased to the holder, and why not more."""
 
     def fetch(self, items: Items[FetchItem], /) -> list[FetchResult]:
@@ -102,6 +104,7 @@ class Carrier:
     def send_out(self, job: Job) -> None:
         """Publish a job's blocks, and hold them for whoever they are handed to."""
         parcels = list(job.parcels())
+        contents = _contents(job)
         items = [
             PutItem(
                 p.key,
@@ -109,6 +112,7 @@ class Carrier:
                 self._memory(p.block),
                 DEFAULT_TAIL_TTL_S if p is job.tail else None,
                 p.namespace,
+                None if p is job.tail else contents[p.index],
             )
             for p in parcels
         ]
@@ -148,10 +152,16 @@ class Carrier:
         The shared region's come first, the caller's own after them.
         """
         found: list[Parcel] = []
+        contents = _contents(job)
         for namespace, group in itertools.groupby(job.possible, key=lambda parcel: parcel.namespace):
             parcels = list(group)
             began = self._clock()
-            there = self._pool.look([parcel.key for parcel in parcels], namespace, holder=job.holder)
+            there = self._pool.look(
+                [parcel.key for parcel in parcels],
+                namespace,
+                holder=job.holder,
+                contents=[contents[parcel.index] for parcel in parcels],
+            )
             self._fetch_time.looked_up(self._clock() - began)
             found += parcels[: there.num_blocks]
             if there.num_blocks < len(parcels):
@@ -161,6 +171,13 @@ class Carrier:
         if found and job.holder is not None and not job.hands_over:
             job.leases.append(Lease(job.holder, [parcel.key for parcel in found]))
         return found, there.miss_reason
+
+
+def _contents(job: Job) -> list[bytes]:
+    """The contents of a job's full blocks, by index in their sequence."""
+    sequence = job.sequence
+    last = max((parcel.index for parcel in (*job.certain, *job.possible)), default=-1)
+    return [] if sequence is None else sequence.scheme.contents(sequence.tokens, last + 1)
 
 
 def _is_in_prompt(parcel: Parcel, job: Job) -> bool:

@@ -18,7 +18,7 @@ from engine.protocol import FinishReason, Handoff, Report, Reuse, Role, Sampling
 from engine.speculation import Guesser
 from engine.timeline import Timeline
 from fabric.ledger import Transfer
-from memory_pool.keys import block_keys, namespace_at
+from memory_pool.keys import block_keys, content_keys, namespace_at
 
 
 class Status(enum.Enum):
@@ -49,6 +49,14 @@ class KeyScheme:
             namespace=namespace,
             salt=salt,
             num_shared_blocks=num_shared_blocks,
+        )
+
+    def contents(self, tokens: list[int], num_blocks: int) -> list[bytes]:
+        """Names of the first full blocks of `tokens` whoever wrote them."""
+        return content_keys(
+            tokens[: num_blocks * self.block_tokens],
+            block_tokens=self.block_tokens,
+            fingerprint=self.fingerprint,
         )
 
 

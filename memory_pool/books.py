@@ -16,7 +16,14 @@ from dataclasses import dataclass
 
 from memory_pool import scripts
 from memory_pool.connection import AsyncConnection, Connection
-from memory_pool.statistics import NamespaceStatistics, PoolStatistics, TierStatistics, namespace_statistics
+from memory_pool.statistics import (
+    NEVER_SEEN,
+    OTHER_NAMESPACE,
+    NamespaceStatistics,
+    PoolStatistics,
+    TierStatistics,
+    namespace_statistics,
+)
 
 NAMESPACES = "cm:namespaces"
 DISK = "cm:disk"
@@ -101,6 +108,17 @@ class Books:
             scripts.NOTE_LOOKUP, _keys(namespace)[:3], [queries, hits, missing or b""]
         )
         return reason.decode() or None
+
+    def note_other_namespace(self, namespace: str) -> str:
+        """The block last counted as never seen is there, but written by others: the reason that is right."""
+        account = _keys(namespace)[1]
+        self._connection.call_many(
+            [
+                ("HINCRBY", account, f"miss_{NEVER_SEEN}", -1),
+                ("HINCRBY", account, f"miss_{OTHER_NAMESPACE}", 1),
+            ]
+        )
+        return OTHER_NAMESPACE
 
     def forget(self, namespace: str, reason: str, blocks: Mapping[bytes, bytes]) -> int:
         """Refund blocks that are no more; `blocks`: the entry as read, or empty for any, by key. How many were."""

@@ -14,11 +14,12 @@ from typing import Any
 
 from memory_pool.block import BlockFormat, Damage, Tokens
 from memory_pool.books import Admission, Books, read_statistics
+from memory_pool.contents import Contents
 from memory_pool.disk_tier import DiskReader
 from memory_pool.keys import DEFAULT_NAMESPACE
 from memory_pool.placement import place_of
 from memory_pool.redis_store import AsyncRedisStore, RedisStore
-from memory_pool.statistics import PoolStatistics
+from memory_pool.statistics import NEVER_SEEN, PoolStatistics
 from memory_pool.store import Get, Put, Store, StoreError, StoreFullError
 
 DEFAULT_BLOCK_TTL_S = 24 * 3600.0
@@ -79,6 +80,8 @@ class PutItem:
     payload: memoryview
     ttl_s: float | None = None
     namespace: str = DEFAULT_NAMESPACE
+    content: bytes | None = None
+    """Its name whoever wrote it (`keys.content_keys`), to tell later why somebody else does not find it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class PoolClient:
     ) -> None:
         self._store: Store = RedisStore(store) if isinstance(store, str) else store
         self._books = Books(self._store.connection) if isinstance(self._store, RedisStore) else None
+        self._contents = Contents(self._store.connection) if isinstance(self._store, RedisStore) else None
         self._format = block_format
         self._block_ttl_s = block_ttl_s
         self._disk = disk
@@ -136,11 +140,17 @@ class PoolClient:
         return self.look(keys, namespace).num_blocks
 
     def look(
-        self, keys: Sequence[bytes], namespace: str = DEFAULT_NAMESPACE, *, holder: str | None = None
+        self,
+        keys: Sequence[bytes],
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        holder: str | None = None,
+        contents: Sequence[bytes] = (),
     ) -> Lookup:
         """How many leading blocks are in the pool, and why not more; none when it cannot be asked.
 
-        With a `holder`, those found in DRAM are leased to it, in the same step that finds them.
+        With a `holder`, those found in DRAM are leased to it, in the same step that finds them. With the `contents`
+        of the keys (`keys.content_keys`), a block that only others have is told from one that nobody has.
         """
         if not keys:
             return Lookup(0, None)
@@ -158,6 +168,13 @@ class PoolClient:
             if self._books is not None:
                 missing = keys[count] if count < len(keys) else None
                 reason = self._books.note_lookup(namespace, queries=len(keys), hits=count, missing=missing)
+                if (
+                    reason == NEVER_SEEN
+                    and contents
+                    and self._contents
+                    and self._contents.knows(contents[count])
+                ):
+                    reason = self._books.note_other_namespace(namespace)
         except StoreFullError:
             pass  # not counted
         except StoreError:
@@ -369,6 +386,9 @@ class PoolClient:
                 "dropped_full": sum(not done for done in outcome.values()),
             }
             self.delete(self._books.settle(namespace, outcome, counts))
+        if self._contents is not None:
+            contents = [items[index].content for index in stored]
+            self._contents.note(content for content in contents if content is not None)
 
     def _put(self, item: PutItem) -> Put:
         def parts() -> tuple[bytes, memoryview]:

@@ -29,6 +29,7 @@ FIRST_SEGMENT_BLOCKS = 2
 DEFAULT_NAMESPACE = "default"
 SHARED_NAMESPACE = "shared"
 
+_ANYBODY = "any"
 _SCHEME = b"cloudmatrix-kv-1"
 _PLAIN_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
@@ -96,6 +97,13 @@ def block_keys(
             tag = digest[:TAG_BYTES]
         keys.append(tag + digest[TAG_BYTES:])
     return keys
+
+
+def content_keys(
+    tokens: Sequence[int] | npt.NDArray[np.integer], *, block_tokens: int, fingerprint: str
+) -> list[bytes]:
+    """Names of the full blocks of a token sequence whoever wrote them. No block is stored under such a name."""
+    return block_keys(tokens, block_tokens=block_tokens, fingerprint=fingerprint, namespace=_ANYBODY)
 
 
 def namespace_at(index: int, *, namespace: str, num_shared_blocks: int) -> str:

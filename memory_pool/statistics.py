@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-MISS_REASONS = ("never_seen", "evicted", "damaged")
+NEVER_SEEN = "never_seen"
+OTHER_NAMESPACE = "other_namespace"
+MISS_REASONS = (NEVER_SEEN, "evicted", "damaged", OTHER_NAMESPACE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

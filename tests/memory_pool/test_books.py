@@ -1,6 +1,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import redis
@@ -8,8 +9,9 @@ import redis
 from memory_pool.books import Books
 from memory_pool.client import AsyncPoolClient, PoolClient, Reason
 from memory_pool.connection import Connection
+from memory_pool.keys import content_keys
 from memory_pool.redis_store import redis_key
-from tests.memory_pool.conftest import FORMAT, fetches_of, puts_of, tokens_of
+from tests.memory_pool.conftest import FORMAT, fetches_of, keys_of, puts_of, tokens_of
 
 VALUE_BYTES = FORMAT.value_bytes(FORMAT.block_tokens)
 
@@ -24,6 +26,10 @@ def client(redis_url: str) -> Iterator[PoolClient]:
 def books(redis_url: str) -> Iterator[Books]:
     with contextlib.closing(Connection(redis_url)) as connection:
         yield Books(connection)
+
+
+def contents_of(tokens: list[int]) -> list[bytes]:
+    return content_keys(tokens, block_tokens=FORMAT.block_tokens, fingerprint=FORMAT.fingerprint)
 
 
 def stored_bytes(url: str) -> int:
@@ -141,3 +147,28 @@ async def test_the_gateway_reads_the_same_statistics(client: PoolClient, redis_u
     assert seen["tiers"]["dram"]["capacity_bytes"] == 256 << 20
     await gateway.close()
     assert not (await AsyncPoolClient("redis://127.0.0.1:1").stats())["available"]
+
+
+def test_a_block_that_only_others_have_is_told_from_one_that_nobody_has(
+    client: PoolClient, redis_url: str
+) -> None:
+    tokens = tokens_of(3)
+    contents = contents_of(tokens)
+    client.publish(
+        [replace(put, content=content) for put, content in zip(puts_of(tokens, "a"), contents, strict=True)]
+    )
+    client.publish(puts_of(tokens_of(1, first=900), "b"))
+    asked = client.look(keys_of(tokens, "b"), "b", contents=contents)
+    assert (asked.num_blocks, asked.miss_reason) == (0, "other_namespace")
+    fresh = tokens_of(3, first=500)
+    assert client.look(keys_of(fresh, "b"), "b", contents=contents_of(fresh)).miss_reason == "never_seen"
+    misses = client.statistics().namespaces["b"].misses
+    assert {reason: count for reason, count in misses.items() if count} == {
+        "never_seen": 1,
+        "other_namespace": 1,
+    }
+    with redis.Redis.from_url(redis_url) as connection:
+        kept = connection.zrange("cm:contents", 0, -1)
+    assert {len(each) for each in kept} == {8}
+    # What is kept says nothing without the secret: it is not a part of any name.
+    assert not any(each in content for each in kept for content in contents)
