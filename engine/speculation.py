@@ -13,8 +13,8 @@ only those rows are drafted that are expected to raise the tokens per second of 
 from collections.abc import Sequence as Items
 from typing import Protocol
 
-NGRAM = 3
-"""Tokens that must match before a guess is made."""
+NGRAMS = (4, 2)
+"""Numbers of latest tokens to look for in the text before them: the longer match is the better guess."""
 MAX_DRAFT = 8
 """Guessed tokens of one sequence in one step."""
 MAX_DRAFT_ROWS = 16
@@ -46,7 +46,7 @@ class Guesser:
 
     def __init__(self) -> None:
         self._after: dict[tuple[int, ...], int] = {}
-        self._num_indexed = 0
+        self._num_indexed = min(NGRAMS)
         self._right = _START_RIGHT
         self._tried = _START_TRIED
         self._num_passed_over = 0
@@ -60,12 +60,17 @@ class Guesser:
 
     def guess(self, tokens: Items[int], num_tokens: int) -> list[int]:
         """Up to `num_tokens` tokens that may follow; empty where the latest tokens are new."""
-        # The newest n-gram is not indexed: nothing has followed it yet.
-        for end in range(max(self._num_indexed, NGRAM), len(tokens)):
-            self._after[tuple(tokens[end - NGRAM : end])] = end
+        # The newest n-grams are not indexed: nothing has followed them yet.
+        for end in range(self._num_indexed, len(tokens)):
+            for size in NGRAMS:
+                if size <= end:
+                    self._after[tuple(tokens[end - size : end])] = end
         self._num_indexed = max(self._num_indexed, len(tokens))
-        at = self._after.get(tuple(tokens[-NGRAM:]))
-        return [] if at is None else list(tokens[at : at + num_tokens])
+        for size in NGRAMS:
+            at = self._after.get(tuple(tokens[-size:]))
+            if at is not None:
+                return list(tokens[at : at + num_tokens])
+        return []
 
     def learn(self, num_drafted: int, num_right: int) -> None:
         """What came of a draft."""

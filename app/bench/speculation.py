@@ -50,6 +50,15 @@ class _Case:
     parameters: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Tokens after the first ones, and the seconds that the answers took for them, added up."""
+
+    num_tokens: int
+    with_s: float
+    without_s: float
+
+
 def measure_speculation(options: SpeculationOptions, say: Say) -> dict[str, Any]:
     """The rows of `bench speculation`. Raises ServedError when a service fails or two answers differ."""
     with tempfile.TemporaryDirectory(prefix="cloudmatrix-bench-") as name, contextlib.ExitStack() as held:
@@ -69,15 +78,17 @@ def measure_speculation(options: SpeculationOptions, say: Say) -> dict[str, Any]
         rows = []
         for at_once in options.concurrency:
             for case in cases:
-                ratios, tpot_s = _measure(sides, options, case, at_once)
+                turns = [_turn(sides, options, case, at_once, turn) for turn in range(options.repeat)]
                 row = {
                     "kind": case.kind,
                     "sampling": case.sampling,
                     "concurrency": at_once,
-                    "pairs": len(ratios),
-                    "tpot_with_s": tpot_s[0],
-                    "tpot_without_s": tpot_s[1],
-                    "ratio": statistics.median(ratios),
+                    "output_tokens": turns[0].num_tokens,
+                    "tokens_per_s_with": statistics.median(turn.num_tokens / turn.with_s for turn in turns),
+                    "tokens_per_s_without": statistics.median(
+                        turn.num_tokens / turn.without_s for turn in turns
+                    ),
+                    "ratio": statistics.median(turn.without_s / turn.with_s for turn in turns),
                     "aim": case.aim,
                 }
                 rows.append(row)
@@ -92,25 +103,22 @@ def _cases() -> list[_Case]:
     return [_Case(*group, *way) for group in groups for way in ways]
 
 
-def _measure(
-    sides: Sequence[StreamingClient], options: SpeculationOptions, case: _Case, at_once: int
-) -> tuple[list[float], list[float]]:
-    """The ratio of each prompt's pair of TPOTs, and the median TPOT of both sides, in seconds."""
-    ratios: list[float] = []
-    seen: tuple[list[float], list[float]] = ([], [])
-    for turn in range(options.repeat):
-        answers = _pair(sides, options, case, at_once, turn)
-        for one, other in zip(*answers, strict=True):
-            if one.text != other.text:
-                raise ServedError(f"speculation changed an answer: {one.text!r} is not {other.text!r}")
-            # A model that has nothing to say gives no time per token.
-            if one.tpot_s and other.tpot_s:
-                ratios.append(other.tpot_s / one.tpot_s)
-                seen[0].append(one.tpot_s)
-                seen[1].append(other.tpot_s)
-    if not ratios:
+def _turn(
+    sides: Sequence[StreamingClient], options: SpeculationOptions, case: _Case, at_once: int, turn: int
+) -> _Turn:
+    """Every prompt of a case once on both sides, checked to give the same text."""
+    num_tokens, seconds = 0, [0.0, 0.0]
+    for answers in zip(*_pair(sides, options, case, at_once, turn), strict=True):
+        one, other = answers
+        if one.text != other.text:
+            raise ServedError(f"speculation changed an answer: {one.text!r} is not {other.text!r}")
+        num_tokens += (one.output_tokens or 1) - 1
+        for side, answer in enumerate(answers):
+            if answer.tpot_s is not None:
+                seconds[side] += answer.tpot_s * ((answer.output_tokens or 1) - 1)
+    if not num_tokens:
         raise ServedError(f"{case.kind}: no answer had two tokens")
-    return ratios, [statistics.median(side) for side in seen]
+    return _Turn(num_tokens, *seconds)
 
 
 def _pair(

@@ -49,16 +49,16 @@ def speculation(
 
 
 def _show(result: dict[str, Any]) -> None:
-    table = Table("at a time", "prompts", "sampling", "pairs", "TPOT with, ms", "without, ms", "ratio", "aim")
+    table = Table("at once", "prompts", "sampling", "tokens", "tok/s with", "without", "ratio", "aim")
     for row in result["rows"]:
         style = "green" if row["ratio"] >= row["aim"] else "yellow"
         table.add_row(
             str(row["concurrency"]),
             row["kind"],
             row["sampling"],
-            str(row["pairs"]),
-            f"{row['tpot_with_s'] * 1e3:.2f}",
-            f"{row['tpot_without_s'] * 1e3:.2f}",
+            str(row["output_tokens"]),
+            f"{row['tokens_per_s_with']:.0f}",
+            f"{row['tokens_per_s_without']:.0f}",
             f"[{style}]{row['ratio']:.2f} x[/]",
             f"{row['aim']:.2f} x",
         )

@@ -31,6 +31,12 @@ def test_a_guess_continues_the_last_occurrence() -> None:
     assert Guesser().guess([1, 2], 4) == []
 
 
+def test_a_longer_match_is_the_better_guess() -> None:
+    # 3 4 was followed by 6 lately, but 1 2 3 4 by 5; where only two tokens match, they decide.
+    assert Guesser().guess([1, 2, 3, 4, 5, 9, 3, 4, 6, 1, 2, 3, 4], 1) == [5]
+    assert Guesser().guess([1, 2, 3, 4, 5, 9, 3, 4, 6, 8, 3, 4], 2) == [6, 8]
+
+
 def test_right_guesses_are_trusted_and_wrong_ones_are_not() -> None:
     good, bad = Guesser(), Guesser()
     for _ in range(10):
