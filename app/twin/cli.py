@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.twin import scenario as scenarios
+from app.twin import tables
 from app.twin.errors import TwinError
 from fabric.topology import FabricError
 
@@ -32,7 +33,7 @@ def validate(as_json: JsonFlag = False) -> None:
     from app.twin.validate import validate as run
 
     with _clear_errors():
-        _print(run(), as_json, _validation_table)
+        _print(run(), as_json, tables.validation_table)
 
 
 @twin_app.command()
@@ -46,7 +47,7 @@ def predict(
     from app.twin.predict import predict as run
 
     with _clear_errors():
-        _print(run(_scenario(scenario, set_, words)), as_json, _key_table("steady state (modelled)"))
+        _print(run(_scenario(scenario, set_, words)), as_json, tables.key_table("steady state (modelled)"))
 
 
 @twin_app.command()
@@ -58,19 +59,34 @@ def replay(
         Path | None,
         typer.Option(help="A profile of `twin calibrate`: simulate this machine, not a supernode."),
     ] = None,
+    fail: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What breaks and when: decode:0@600, node:3@600-900, pool:5@60, l2:0.0@60 (seconds)."
+        ),
+    ] = None,
+    autoscale: Annotated[
+        bool, typer.Option("--autoscale", help="Let the live autoscaler turn instances between P and D.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """A recorded workload through a simulated deployment."""
+    """A recorded workload through a simulated deployment, whole or while parts of it break."""
     from app.twin.live import replay_live
     from app.twin.profile import Profile
     from app.twin.replay import replay as run
     from app.twin.trace import read
 
     with _clear_errors():
-        chosen = _scenario(scenario, set_, None)
+        words = [*(set_ or []), *(["autoscale=true"] if autoscale else [])]
+        if fail:
+            words.append(f"faults={','.join(fail)}")
+        chosen = _scenario(scenario, words, None)
         requests = read(trace, chosen.speedup)
-        result = run(requests, chosen) if profile is None else replay_live(requests, Profile.read(profile))
-        _print(result, as_json, _key_table("replay (simulated)"))
+        if profile is None:
+            _print(run(requests, chosen), as_json, tables.replay_table)
+        else:
+            result = replay_live(requests, Profile.read(profile))
+            _print(result, as_json, tables.key_table("replay of this machine's service (simulated)"))
 
 
 @twin_app.command()
@@ -102,7 +118,7 @@ def recommend(
             prices=Prices(npu_hour, pool_gb_hour),
             attainment=attainment,
         )
-        _print(result, as_json, _recommendation_table)
+        _print(result, as_json, tables.recommendation_table)
 
 
 @twin_app.command()
@@ -117,7 +133,7 @@ def compare(
     from app.twin.compare import compare as run
 
     with _clear_errors():
-        _print(run(left, right, _values(scenario, set_)), as_json, _comparison_table)
+        _print(run(left, right, _values(scenario, set_)), as_json, tables.comparison_table)
 
 
 BaseUrl = Annotated[str, typer.Option(help="Gateway of the running service.")]
@@ -144,7 +160,7 @@ def calibrate(
             base_url, model, api_key=api_key, num_requests=requests, load_requests=load_requests, rate=rate
         )
         result.write(out)
-        _print(result.as_dict(), as_json, _key_table(f"profile, written to {out}"))
+        _print(result.as_dict(), as_json, tables.key_table(f"profile, written to {out}"))
 
 
 @twin_app.command()
@@ -181,7 +197,7 @@ def live(
             seed=seed,
             api_key=api_key,
         )
-        _print(result, as_json, _live_table)
+        _print(result, as_json, tables.live_table)
 
 
 @twin_app.command()
@@ -200,7 +216,7 @@ def report(
         chosen = _scenario(scenario, set_, None)
         requests = read(trace, chosen.speedup) if trace is not None else None
         write_report(out, chosen, requests)
-        _print({"report": str(out)}, as_json, _key_table("report"))
+        _print({"report": str(out)}, as_json, tables.key_table("report"))
 
 
 @contextmanager
@@ -232,98 +248,3 @@ def _print(result: dict[str, Any], as_json: bool, table: Callable[[dict[str, Any
         typer.echo(json.dumps(result))
     else:
         Console().print(table(result))
-
-
-def _key_table(title: str) -> Callable[[dict[str, Any]], Table]:
-    def build(result: dict[str, Any]) -> Table:
-        table = Table("key", "value", title=title)
-        for key, value in result.items():
-            table.add_row(key, _text(value))
-        return table
-
-    return build
-
-
-def _validation_table(result: dict[str, Any]) -> Table:
-    mean, worst = result["held_out_mean_abs_error"], result["held_out_max_abs_error"]
-    caption = f"held out: mean |error| {mean:.1%}, largest {worst:.1%}, {result['num_held_out']} rows"
-    table = Table("role", "what", "unit", "published", "predicted", "error", "source", caption=caption)
-    for row in [*result["rows"], *result["exceptions"]]:
-        source = row["source"] + (f" ({row['reason']})" if "reason" in row else "")
-        table.add_row(
-            row["role"], row["name"], row["unit"], f"{row['published']:g}", f"{row['predicted']:.4g}",
-            f"{row['error']:+.1%}", source,
-        )  # fmt: skip
-    return table
-
-
-def _recommendation_table(result: dict[str, Any]) -> Table:
-    prices = result["prices"]
-    table = Table(
-        "TPOT target", "P:D NPUs", "batch per NPU", "handover", "pool", "meets both", "TPOT p90", "TTFT p90",
-        "$ per M tokens",
-        caption=f"at ${prices['npu_hour']:g} per NPU hour and ${prices['pool_gb_hour']:g} per GB hour of pool (stated)",
-    )  # fmt: skip
-    for answer in result["answers"]:
-        target = f"{answer['slo_tpot_s'] * 1e3:g} ms"
-        if not answer.get("scenario"):
-            table.add_row(target, answer["reason"])
-            continue
-        table.add_row(
-            target, answer["prefill_to_decode"], f"{answer['max_batch_per_npu']:g}", answer["handover_plane"],
-            f"{answer['pool_bytes'] / 1e12:g} TB",
-            f"{answer['slo_attainment']:.1%}" + ("" if answer["met"] else " (not met)"),
-            f"{answer['tpot_s']['p90'] * 1e3:.1f} ms", f"{answer['ttft_s']['p90']:.2f} s",
-            f"{answer['cost_per_million_tokens']:.2f}",
-        )  # fmt: skip
-    return table
-
-
-def _comparison_table(result: dict[str, Any]) -> Table:
-    left, right = result["left"], result["right"]
-    table = Table("figure", left, right, f"{left} better by")
-    for figure, ratio in result["ratio"].items():
-        a, b = result["sides"][left][figure], result["sides"][right][figure]
-        table.add_row(figure, _text(a), _text(b), f"x{ratio:.3g}")
-    return table
-
-
-def _live_table(result: dict[str, Any]) -> Table:
-    rounds = result["rounds"]
-    verdict = "drift alarm: " + ", ".join(result["drifted"]) if result["drift_alarm"] else "no drift"
-    if result["is_disturbed"]:
-        verdict += "; neighbours used this machine's cores all the time: measure again when it is quiet"
-    disturbed = sum(one["disturbed"] for one in rounds)
-    table = Table(
-        "figure", *(f"round {i}: measured / simulated" for i in range(1, len(rounds) + 1)), "median error", "within",
-        title="live (measured) against twin (simulated)",
-        caption=f"{verdict}. {disturbed} of {sum(one['requests'] for one in rounds)} requests ran beside neighbours",
-    )  # fmt: skip
-    figures = {
-        "ttft_p50": ("TTFT p50 (ms)", 1e3, 0.15),
-        "tpot_p50": ("TPOT p50 (ms)", 1e3, 0.15),
-        "output_tokens_per_s": ("output tokens/s", 1.0, 0.15),
-        "cache_hit_token_share": ("hit share (%)", 100.0, 0.02),
-    }
-
-    def figure(side: dict[str, Any], name: str) -> float:
-        return float(side[name.replace("_p50", "_s")]["p50"] if "_p50" in name else side[name])
-
-    for name, (title, scale, limit) in figures.items():
-        pairs = [
-            f"{scale * figure(one['live_measured'], name):.4g} / {scale * figure(one['twin_simulated'], name):.4g}"
-            for one in rounds
-        ]
-        unit = " points" if "share" in name else " %"
-        table.add_row(title, *pairs, f"{100 * result['errors'][name]:+.1f}{unit}", f"{100 * limit:g}{unit}")
-    return table
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(_text(item) for item in value) or "-"
-    return "-" if value is None else str(value)

@@ -1,5 +1,6 @@
 """One steady-state point: what a deployment does under a load that never changes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from app.twin import deepseek as r1
@@ -64,13 +65,20 @@ def trust(scenario: Scenario) -> dict[str, Any]:
             "prefill_ep": scenario.prefill_ep,
             "reuse": scenario.reuse,
         }
+    return label(scenario, values)
+
+
+def label(scenario: Scenario, values: Mapping[str, float]) -> dict[str, Any]:
+    """The trust label of a prediction made at these values of `VALIDATED`'s keys."""
     reasons = []
     for key, value in values.items():
         low, high = VALIDATED[key]
         if not low <= value <= high:
-            reasons.append(f"{key} {value:g} is outside the validated {low:g} to {high:g}")
+            reasons.append(f"{key} {value:.4g} is outside the validated {low:g} to {high:g}")
     if scenario.plane != "ub":
         reasons.append("no published result on this machine uses RoCE for expert traffic")
     if scenario.hardware != "ascend-910c":
         reasons.append("fitted on Ascend 910C only; see the exceptions of `twin validate`")
+    if scenario.failed:
+        reasons.append("no published result has broken components")
     return {"inside": not reasons, "reasons": reasons}

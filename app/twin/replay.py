@@ -10,6 +10,7 @@ from app.twin.fleet import Deployment, Unit
 from app.twin.instance import Job
 from app.twin.machine import Machine, SupernodeMachine
 from app.twin.pool import ideal_hit_share
+from app.twin.predict import label
 from app.twin.scenario import Scenario, as_dict
 from app.twin.simulator import Outcome, Simulator
 from app.twin.trace import BLOCK_TOKENS, Request
@@ -142,6 +143,7 @@ def summarise(outcome: Outcome, machine: Machine, scenario: Scenario) -> dict[st
             for at, change in outcome.role_changes
         ],
         "kv_bytes_per_token": machine.kv_bytes_per_token,
+        "trust": _trust(outcome, scenario),
     }
 
 
@@ -155,6 +157,29 @@ def percentiles(values: Sequence[float]) -> dict[str, float | None]:
         return ordered[min(len(ordered) - 1, max(0, -(-int(share * len(ordered) * 100) // 100) - 1))]
 
     return {"p50": rank(0.50), "p90": rank(0.90), "p99": rank(0.99), "mean": sum(ordered) / len(ordered)}
+
+
+def _trust(outcome: Outcome, scenario: Scenario) -> dict[str, Any]:
+    """The label of the mean steps of a run. Steps only: no published result says how a supernode queues."""
+    jobs = outcome.jobs
+    decode_s = sum(unit.busy_s["decode"] for unit in outcome.units)
+    sequences = sum(unit.sequence_s for unit in outcome.units) / max(decode_s, 1e-9)
+    prompt = sum(job.request.prompt_tokens for job in jobs) / max(1, len(jobs))
+    output = sum(job.request.output_tokens for job in jobs) / max(1, len(jobs))
+    found = label(
+        scenario,
+        {
+            "batch_per_npu": sequences / scenario.decode_npus,
+            "context_tokens": prompt + output / 2,
+            "decode_ep": scenario.decode_ep,
+            "prefill_prompt_tokens": prompt,
+            "prefill_ep": scenario.prefill_ep,
+            "reuse": outcome.hit_tokens / max(1, outcome.prompt_tokens),
+        },
+    )
+    return found | {
+        "covers": "mean prefill and decode steps; queues, faults and contention are not published"
+    }
 
 
 def _busy_share(units: Sequence[Unit], side: Side) -> list[float]:

@@ -221,7 +221,7 @@ class Simulator:
 
     def _hand_over(self, now: float, job: Job) -> None:
         target = self.fleet.units[job.decode]
-        if not target.is_ready:
+        if not (target.is_ready and target.role == "decode"):
             chosen = self._route(job)
             if chosen is None:
                 self._restart(now, job)

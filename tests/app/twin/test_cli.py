@@ -48,6 +48,8 @@ def test_every_answer_is_one_json_object(tmp_path: Path) -> None:
             "requests", "completed", "sim_duration_s", "wall_s", "requests_per_wall_s", "ttft_s", "tpot_s",
             "cache_hit_token_share", "throughput",
         },
+        ("replay", "--trace", trace, "--fail", "prefill:1@9-20", "--fail", "l2:0.0@10"): {"faults", "without_faults"},
+        ("replay", "--trace", trace, "--autoscale", "--set", "decode_npus=16"): {"role_changes", "without_autoscale"},
         ("recommend", "--trace", trace, "--slo-tpot", "0.05"): {"answers"},
         ("compare", "ub", "roce"): {"ratio"},
         ("report", "--out", str(tmp_path / "r.html")): {"report"},
@@ -65,6 +67,9 @@ def test_every_answer_is_one_json_object(tmp_path: Path) -> None:
         (["predict", "--set", "plan=ub"], "'plan'"),
         (["predict", "--scenario", "/nowhere.json"], "/nowhere.json"),
         (["replay", "--trace", "/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["replay", "--trace", "t.jsonl", "--fail", "decode:1@5"], "decode:0"),
+        (["replay", "--trace", "t.jsonl", "--fail", "decode:0"], "WHAT@START"),
+        (["replay", "--trace", "t.jsonl", "--autoscale"], "decode_npus"),
         (["compare", "ub", "ub"], "both sides"),
         (["compare", "ub", "num_npus=400"], "num_npus: "),
         (
