@@ -17,6 +17,7 @@ from app.api.completions import completions_router
 from app.api.middleware import Entrance, install_error_handlers
 from app.api.models import models_router
 from app.api.ops import ops_router
+from app.api.pool import pool_router
 from app.api.requests import requests_router
 from app.api.sse import Pulse
 from app.api.tokens import tokens_router
@@ -114,7 +115,8 @@ def create_app(
     app.include_router(requests_router(history))
     app.include_router(admin_router(tenancy))
     app.include_router(autoscaler_router(role_switch))
-    app.include_router(workers_router(workers, memory_pool, client))
+    app.include_router(workers_router(workers, client))
+    app.include_router(pool_router(desk, memory_pool))
     install_error_handlers(app)
     app.add_middleware(Entrance, tenancy=tenancy, metrics=metrics)
     return app

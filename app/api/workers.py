@@ -1,4 +1,4 @@
-"""Workers and the pool as operators see and steer them: `/api/workers`, `/api/pool`."""
+"""Workers as operators see and steer them: `/api/workers`."""
 
 import httpx
 import msgspec
@@ -11,7 +11,6 @@ from app.api.schemas import RoleChange
 from app.errors import ConflictError, NotFoundError, UnavailableError
 from app.routing.workers import Worker, Workers
 from engine.protocol import Location
-from memory_pool.client import AsyncPoolClient
 
 MAX_BODY_BYTES = 4096
 
@@ -37,7 +36,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     in_flight: int
 
 
-def workers_router(workers: Workers, pool: AsyncPoolClient, client: httpx.AsyncClient) -> APIRouter:
+def workers_router(workers: Workers, client: httpx.AsyncClient) -> APIRouter:
     """The routes; `client` reaches the workers' own HTTP surface."""
     router = APIRouter()
 
@@ -61,11 +60,6 @@ def workers_router(workers: Workers, pool: AsyncPoolClient, client: httpx.AsyncC
     async def drain(worker_id: str) -> Response:
         """Send it nothing new; it finishes what it has."""
         return await _forward(_known(worker_id), "drain", b"{}")
-
-    @router.get("/api/pool")
-    async def pool_statistics() -> Response:
-        """Blocks, bytes, hits and evictions of the pool, by tier and namespace."""
-        return json_response(await pool.stats())
 
     def _known(worker_id: str) -> Worker:
         worker = workers.get(worker_id)

@@ -31,6 +31,7 @@ from app.text import TextStream
 from engine.protocol import SamplingParams, WorkerRecord
 from memory_pool.client import AsyncPoolClient
 from memory_pool.keys import DEFAULT_NAMESPACE, block_keys
+from memory_pool.shared_prefixes import num_shared_blocks
 
 REPORT_WAIT_S = 1.5
 """How long the usage of an ended answer waits for the worker's word on cached tokens."""
@@ -121,17 +122,12 @@ class Generation:
         record, order = self.record, self.order
         record.num_choices = len(order.prompts) * order.n
         began = time.monotonic()
-        keys = [
-            block_keys(
-                prompt,
-                block_tokens=layout.block_tokens,
-                fingerprint=layout.fingerprint,
-                namespace=order.namespace,
-                salt=order.cache_salt,
-            )
-            for prompt in order.prompts
+        pool = self.generator.pool
+        chains = [await self._chain(prompt, layout) for prompt in order.prompts]
+        found = [
+            await pool.lookup(chain.keys, order.namespace, num_shared_blocks=chain.num_shared_blocks)
+            for chain in chains
         ]
-        found = [await self.generator.pool.lookup(chain, order.namespace) for chain in keys]
         record.add_phase("lookup", began, time.monotonic())
         record.predicted_cached_tokens = sum(
             min(number * layout.block_tokens, len(prompt) - 1)
@@ -139,10 +135,27 @@ class Generation:
         )
         self.ticket.prompt_tokens = record.prompt_tokens - record.predicted_cached_tokens
         leaders = [
-            self._prepare(place, prompt, keys[place], found[place], layout)
+            self._prepare(place, prompt, chains[place], found[place], layout)
             for place, prompt in enumerate(order.prompts)
         ]
         self.generator.gate.enter(self.ticket, lambda: self._go(leaders), self.mailbox.fail)
+
+    async def _chain(self, prompt: list[int], layout: WorkerRecord) -> "_Chain":
+        """The names of a prompt's blocks."""
+        block_tokens, fingerprint = layout.block_tokens, layout.fingerprint
+        prefixes = await self.generator.pool.shared_prefixes()
+        num_shared = num_shared_blocks(
+            prompt, prefixes.values(), block_tokens=block_tokens, fingerprint=fingerprint
+        )
+        keys = block_keys(
+            prompt,
+            block_tokens=block_tokens,
+            fingerprint=fingerprint,
+            namespace=self.order.namespace,
+            salt=self.order.cache_salt,
+            num_shared_blocks=num_shared,
+        )
+        return _Chain(keys, num_shared)
 
     def _go(self, leaders: Sequence[Dispatch]) -> None:
         self.record.add_phase("queue", self.ticket.queued_at, self.ticket.released_at)
@@ -150,7 +163,7 @@ class Generation:
             leader.begin()
 
     def _prepare(
-        self, place: int, prompt: list[int], keys: list[bytes], num_found: int, layout: WorkerRecord
+        self, place: int, prompt: list[int], chain: "_Chain", num_found: int, layout: WorkerRecord
     ) -> Dispatch:
         """The choices of one prompt, ready to begin; the one that prefills for all."""
         order, sampling = self.order, self.order.sampling[place]
@@ -167,7 +180,8 @@ class Generation:
                 else msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, number)),
                 namespace=order.namespace,
                 cache_salt=order.cache_salt,
-                block_keys=keys,
+                num_shared_blocks=chain.num_shared_blocks,
+                block_keys=chain.keys,
                 block_tokens=layout.block_tokens,
                 max_context_tokens=self.model.max_context_tokens,
                 kv_bytes_per_token=layout.kv_bytes_per_token,
@@ -271,6 +285,14 @@ class Generation:
             self.generator.metrics.inter_token_latency.observe((now - last) / num_tokens, num_tokens)
             self.generator.gate.streamed(now - last, num_tokens)
         self._last_at[choice] = now
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """The names of a prompt's full blocks, the first of them in the shared region."""
+
+    keys: list[bytes]
+    num_shared_blocks: int
 
 
 def for_caller(order: Order, who: Principal, model: str, limited_max_tokens: int) -> Order:

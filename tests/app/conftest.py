@@ -44,8 +44,13 @@ class FakePool:
 
     num_blocks = 0
 
-    async def lookup(self, keys: Sequence[bytes], namespace: str = "default") -> int:
+    async def lookup(
+        self, keys: Sequence[bytes], namespace: str = "default", *, num_shared_blocks: int = 0
+    ) -> int:
         return min(self.num_blocks, len(keys))
+
+    async def shared_prefixes(self) -> dict[str, Any]:
+        return {}
 
     async def stats(self) -> dict[str, int]:
         return {"blocks": 0}

@@ -1,0 +1,75 @@
+"""Prefixes that an administrator opened are shared by tenants, and nothing else is."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service.running import running
+
+ADMIN = {"authorization": "Bearer operator-key"}
+BLOCK_TOKENS = 32
+SYSTEM = "You answer for the Harbour Library. " + " ".join(
+    f"Rule {i}: shelf {i} is quiet." for i in range(20)
+)
+QUESTION = "Which shelves may I talk at? " + " ".join(f"I like shelf {i}." for i in range(20))
+
+
+def admin(client: httpx.Client, path: str, status: int = 201, **body: Any) -> dict[str, Any]:
+    answer = client.post(f"/api/admin/{path}", json=body, headers=ADMIN)
+    assert answer.status_code == status, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def ask(client: httpx.Client, key: str, system: str) -> tuple[int, str]:
+    """Cached tokens and the answer."""
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": QUESTION}]
+    body = {"model": "smollm2-135m", "messages": messages, "max_tokens": 8, "temperature": 0}
+    answer = client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    cached = found["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return int(cached), str(found["choices"][0]["message"]["content"])
+
+
+def test_tenants_share_what_was_opened_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOUDMATRIX_API_KEYS", "operator-key")
+    args = ("--prefill", "0", "--decode", "0", "--both", "1", "--no-console")
+    with running(tmp_path, *args) as service, service.client() as client:
+        keys = {}
+        for tenant in ("one", "two"):
+            admin(client, "tenants", id=tenant)
+            keys[tenant] = admin(client, "keys", tenant_id=tenant, name="test")["key"]
+        own = "Nobody else knows this. " + SYSTEM
+        cached, text = ask(client, keys["one"], own)
+        assert cached == 0
+        assert ask(client, keys["two"], own) == (0, text)  # never what another tenant wrote
+        assert ask(client, keys["two"], own)[0] > 0, "the cache is live"
+
+        prefix = admin(
+            client, "pool/shared", name="library", messages=[{"role": "system", "content": SYSTEM}]
+        )
+        assert prefix["num_blocks"] == prefix["num_tokens"] // BLOCK_TOKENS > 3
+        cached, text = ask(client, keys["one"], SYSTEM)
+        assert cached == 0
+        # Of the same prompt the other tenant finds what was opened, to the block, and not the question behind it.
+        assert ask(client, keys["two"], SYSTEM) == (prefix["num_blocks"] * BLOCK_TOKENS, text)
+        pool = client.get("/api/pool", headers=ADMIN).json()
+        assert pool["namespaces"]["shared"]["blocks"] == prefix["num_blocks"]
+        listed = client.get("/api/admin/pool/shared", headers=ADMIN).json()["shared"]
+        assert [each["name"] for each in listed] == ["library"]
+        assert (
+            client.get(
+                "/api/admin/pool/shared", headers={"authorization": f"Bearer {keys['one']}"}
+            ).status_code
+            == 403
+        )
+
+        assert client.delete("/api/admin/pool/shared/library", headers=ADMIN).status_code == 200
+        assert client.delete("/api/admin/pool/shared/library", headers=ADMIN).status_code == 404
+        assert ask(client, keys["one"], SYSTEM) == (0, text)  # its own names now
+        admin(client, "pool/shared", 400, name="short", prompt="Hello")
