@@ -2,8 +2,8 @@
 
 from app.twin import deepseek as r1
 from app.twin.exchange import crossing_share
+from app.twin.outcome import Outcome
 from app.twin.scenario import Scenario
-from app.twin.simulator import Outcome
 from fabric.collectives import COMBINE_BYTES, DISPATCH_BYTES, TOP_K
 from fabric.planes import UB_LANE
 from fabric.topology import L1_UPLINKS, NPUS_PER_NODE, NUM_SUBPLANES

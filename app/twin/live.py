@@ -14,9 +14,10 @@ from app.twin.client import Call, Seen, Service
 from app.twin.fleet import Deployment
 from app.twin.instance import Job
 from app.twin.neighbours import Neighbours
+from app.twin.outcome import Outcome
 from app.twin.profile import LiveMachine, Profile
 from app.twin.replay import percentiles
-from app.twin.simulator import Outcome, Simulator
+from app.twin.simulator import Simulator
 from app.twin.trace import Request
 from engine.config import KVLayout
 from engine.scheduler import Limits

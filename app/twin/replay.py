@@ -9,10 +9,11 @@ from app.matrix.autoscaler import Side
 from app.twin.fleet import Deployment, Unit
 from app.twin.instance import Job
 from app.twin.machine import Machine, SupernodeMachine
+from app.twin.outcome import Outcome
 from app.twin.pool import ideal_hit_share
 from app.twin.predict import label
 from app.twin.scenario import Scenario, as_dict
-from app.twin.simulator import Outcome, Simulator
+from app.twin.simulator import Simulator
 from app.twin.trace import BLOCK_TOKENS, Request
 
 

@@ -17,11 +17,12 @@ from app.twin import deepseek as r1
 from app.twin.errors import TwinError
 from app.twin.linkload import node_to_l2_load
 from app.twin.machine import SupernodeMachine
+from app.twin.outcome import Outcome
 from app.twin.pool import hit_curve
 from app.twin.predict import predict
 from app.twin.replay import deployment
 from app.twin.scenario import Scenario
-from app.twin.simulator import Outcome, Simulator
+from app.twin.simulator import Simulator
 from app.twin.trace import BLOCK_TOKENS, Request
 from app.twin.validate import validate
 

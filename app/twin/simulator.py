@@ -11,63 +11,26 @@ With the same requests, machine and seed the result is the same to the last digi
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from math import ceil
 from random import Random
 from typing import Any
 
-from app.matrix.autoscaler import EVERY_S, Change, Memory, Policy, decide
+from app.matrix.autoscaler import EVERY_S, Memory, Policy, decide
 from app.routing.router import Demand, Route, route
 from app.twin.faults import Fault
 from app.twin.fleet import MODEL, Deployment, Fleet, Unit, unit_number
-from app.twin.instance import Job, block_keys
+from app.twin.instance import DecodeInstance, Job, PrefillInstance, block_keys
 from app.twin.machine import Machine
+from app.twin.outcome import Outcome
 from app.twin.pool import TwinPool
 from app.twin.trace import Request
-from app.twin.transfers import Shipment, Transfers
+from app.twin.transfers import Cargo, Shipment, Transfers
 from app.twin.watch import Watch
 from engine.scheduler import Plan
 from fabric.topology import FabricError
 
 PATIENCE_S = 600.0
 """How long the autoscaler goes on looking when nothing else happens."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of the requests, and the totals of the run. A job without `finished_at` was not served."""
-
-    jobs: list[Job] = field(default_factory=list)
-    units: list[Unit] = field(default_factory=list)
-    now: float = 0.0
-    num_events: int = 0
-    hit_tokens: int = 0
-    prompt_tokens: int = 0
-    loaded_bytes: int = 0
-    load_s: float = 0.0
-    load_idle_s: float = 0.0
-    handed_over_bytes: int = 0
-    handover_s: float = 0.0
-    handover_idle_s: float = 0.0
-    """Seconds that the same transfers take when nobody else sends."""
-    pool_evictions: int = 0
-    pool_blocks_lost: int = 0
-    num_preempted: int = 0
-    num_restarted: int = 0
-    recomputed_tokens: int = 0
-    """Tokens whose KV was computed again because of a fault."""
-    role_changes: list[tuple[float, Change]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Cargo:
-    """What a transfer is for: the event that its end brings."""
-
-    kind: str
-    job: Job
-    attempt: int
-    sent_at: float
-    idle_s: float
 
 
 class Simulator:
@@ -86,7 +49,6 @@ class Simulator:
         self._watch = Watch()
         self._parked: list[Job] = []
         self._faults: list[Fault] = []
-        self._cargo: dict[int, _Cargo] = {}
         self._handovers: dict[int, Job] = {}
         self._wires_generation = 0
         self._last_progress_at = 0.0
@@ -196,9 +158,9 @@ class Simulator:
             self._at(now + seconds, "prefilled", (number, instance, plan))
             self._disturb(now)
 
-    def _prefilled(self, now: float, what: tuple[int, Any, Plan[Job]]) -> None:
+    def _prefilled(self, now: float, what: tuple[int, PrefillInstance, Plan[Job]]) -> None:
         number, instance, plan = what
-        if self.fleet.prefill.get(number) is not instance:
+        if number not in self.fleet.prefill or self.fleet.prefill[number] is not instance:
             return  # it broke
         unit = self.fleet.units[number]
         instance.busy = False
@@ -283,10 +245,12 @@ class Simulator:
             instance.generation += 1
             self._at(ends_at, "decoded", (number, instance, instance.generation))
 
-    def _decoded(self, now: float, what: tuple[int, Any, int]) -> None:
+    def _decoded(self, now: float, what: tuple[int, DecodeInstance, int]) -> None:
         number, instance, generation = what
-        if self.fleet.decode.get(number) is not instance or generation != instance.generation:
-            return
+        if number not in self.fleet.decode or self.fleet.decode[number] is not instance:
+            return  # it broke
+        if generation != instance.generation:
+            return  # the stretch ended earlier
         unit = self.fleet.units[number]
         for job in instance.end_stretch(now):
             self._finish(now, job)
@@ -306,8 +270,8 @@ class Simulator:
             self._count(kind, shipment.startup_s, shipment.startup_s)
             self._at(now + shipment.startup_s, kind, (job, job.attempt))
             return
-        self._cargo[job.number] = _Cargo(kind, job, job.attempt, now, shipment.idle_s)
-        self.transfers.start(job.number, shipment, now)
+        cargo = Cargo(kind, job.attempt, now, shipment)
+        self.transfers.start(job.number, cargo, now)
         self._await_wires()
 
     def _await_wires(self) -> None:
@@ -319,10 +283,9 @@ class Simulator:
     def _wires(self, now: float, generation: int) -> None:
         if generation != self._wires_generation:
             return
-        for at, number in self.transfers.arrived(now):
-            cargo = self._cargo.pop(number)
-            self._count(cargo.kind, at - cargo.sent_at, cargo.idle_s)
-            self._at(max(at, now), cargo.kind, (cargo.job, cargo.attempt))
+        for at, number, cargo in self.transfers.arrived(now):
+            self._count(cargo.kind, at - cargo.sent_at, cargo.shipment.idle_s)
+            self._at(max(at, now), cargo.kind, (self.outcome.jobs[number], cargo.attempt))
         self._await_wires()
 
     def _count(self, kind: str, seconds: float, idle_s: float) -> None:
@@ -384,7 +347,7 @@ class Simulator:
         failed = {fault.component for fault in self._faults if fault.kind == "fabric"}
         self.machine.rewire(failed, len(self._lost_servers()))
         for number in self.transfers.rewire(self.machine.capacity(), now):
-            self._restart(now, self._cargo[number].job)
+            self._restart(now, self.outcome.jobs[number])
         self._await_wires()
         for number, instance in self.fleet.decode.items():
             if instance.plan is not None:
@@ -398,7 +361,7 @@ class Simulator:
         if self._handovers.pop(job.number, None) is not None:
             self.fleet.units[job.decode].num_incoming -= 1
             self._settle(now, self.fleet.units[job.decode])
-        if self._cargo.pop(job.number, None) is not None:
+        if job.number in self.transfers:
             self.transfers.cancel(job.number, now)
             self._await_wires()
         if job.prefill in self.fleet.prefill:

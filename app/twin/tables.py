@@ -32,27 +32,16 @@ def replay_table(result: dict[str, Any]) -> Table:
         table.add_row(name, *(text(run) for run in runs))
 
     row("requests completed", lambda r: f"{r['completed']:,} of {r['requests']:,}")
-    for key, name, scale, unit in (
-        ("ttft_s", "TTFT", 1, "s"),
-        ("tpot_s", "TPOT", 1e3, "ms"),
-        ("e2e_s", "whole", 1, "s"),
-    ):
-        row(
-            f"{name} p50 / p90 / p99 ({unit})",
-            lambda r, key=key, scale=scale: " / ".join(
-                "-" if r[key][p] is None else f"{scale * r[key][p]:.4g}" for p in ("p50", "p90", "p99")
-            ),
-        )
+    row("TTFT p50 / p90 / p99 (s)", lambda r: _percentiles(r["ttft_s"]))
+    row("TPOT p50 / p90 / p99 (ms)", lambda r: _percentiles(r["tpot_s"], 1e3))
+    row("whole p50 / p90 / p99 (s)", lambda r: _percentiles(r["e2e_s"]))
     row("both targets met", lambda r: f"{r['slo_attainment']:.1%}")
     row("output tokens/s", lambda r: f"{r['throughput']['output_tokens_per_s']:,.0f}")
     row("prompt tokens found in the pool", lambda r: f"{r['cache_hit_token_share']:.1%}")
     row("prefill busy, mean", lambda r: _mean_share(r["prefill_busy_share"]))
     row("decode busy, mean", lambda r: _mean_share(r["decode_busy_share"]))
-    for key, name in (("handover", "KV handover"), ("pool", "pool loads")):
-        row(
-            f"{name}: GB, seconds, slower than idle",
-            lambda r, key=key: _transfers(r[key]),
-        )
+    row("KV handover: GB, s, slower than idle", lambda r: _transfers(r["handover"]))
+    row("pool loads: GB, s, slower than idle", lambda r: _transfers(r["pool"]))
     row("restarts / tokens computed again", lambda r: f"{r['restarts']} / {r['recomputed_tokens']:,}")
     row("instances that changed sides", lambda r: str(len(r["role_changes"])))
     trust = result["trust"]
@@ -61,6 +50,11 @@ def replay_table(result: dict[str, Any]) -> Table:
         table.caption += ": " + "; ".join(trust["reasons"])
     table.caption += f". {result['requests_per_cpu_s']:,.0f} requests simulated per CPU second (measured)"
     return table
+
+
+def _percentiles(times: dict[str, float | None], scale: float = 1.0) -> str:
+    shown = (times[p] for p in ("p50", "p90", "p99"))
+    return " / ".join("-" if value is None else f"{scale * value:.4g}" for value in shown)
 
 
 def _mean_share(shares: list[float]) -> str:

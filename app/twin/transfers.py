@@ -25,41 +25,56 @@ class Shipment:
         return self.startup_s + self.flow.num_bytes / self.flow.limit_bytes_per_s
 
 
+@dataclass(frozen=True, slots=True)
+class Cargo:
+    """A shipment under way and what it is for: the event that its end brings, to which attempt of the job."""
+
+    kind: str
+    attempt: int
+    sent_at: float
+    shipment: Shipment
+
+
 class Transfers:
     """Shipments under way, by number. All instants are virtual seconds that the caller passes in."""
 
     def __init__(self, capacity: Mapping[str, float]) -> None:
         self._links: SharedLinks[int] = SharedLinks(capacity)
-        self._startup_s: dict[int, float] = {}
+        self._cargo: dict[int, Cargo] = {}
 
     def __contains__(self, number: object) -> bool:
-        return number in self._startup_s
+        return number in self._cargo
 
-    def start(self, number: int, shipment: Shipment, now: float) -> None:
+    def start(self, number: int, cargo: Cargo, now: float) -> None:
         """Send bytes; what flows already slows down as its links fill. Raises `ValueError` for a number in use."""
-        assert shipment.flow is not None
-        self._links.add(number, shipment.flow, now)
-        self._startup_s[number] = shipment.startup_s
+        flow = cargo.shipment.flow
+        assert flow is not None, "what shares nothing need not be sent over links"
+        self._links.add(number, flow, now)
+        self._cargo[number] = cargo
 
     def cancel(self, number: int, now: float) -> None:
         """Nobody waits for these bytes any more; nothing happens when they are not under way."""
-        if self._startup_s.pop(number, None) is not None:
+        if self._cargo.pop(number, None) is not None:
             self._links.remove(number, now)
 
     def next_at(self) -> float | None:
         """When `arrived` next has something to tell if nothing changes."""
         return self._links.next_completion_at()
 
-    def arrived(self, now: float) -> list[tuple[float, int]]:
-        """Let time pass; (instant, number) of what got through, in order."""
-        return [(at + self._startup_s.pop(number), number) for at, number in self._links.advance(now)]
+    def arrived(self, now: float) -> list[tuple[float, int, Cargo]]:
+        """Let time pass; (instant, number, cargo) of what got through, in order."""
+        found = []
+        for at, number in self._links.advance(now):
+            cargo = self._cargo.pop(number)
+            found.append((at + cargo.shipment.startup_s, number, cargo))
+        return found
 
     def rewire(self, capacity: Mapping[str, float], now: float) -> list[int]:
         """Links have other rates now; numbers of what cannot go on, which is dropped."""
         for link, rate in capacity.items():
             if self._links.capacity[link] != rate:
                 self._links.set_capacity(link, rate, now)
-        stuck = [number for number in self._startup_s if self._links.rate(number) <= 0]
+        stuck = [number for number in self._cargo if self._links.rate(number) <= 0]
         for number in stuck:
             self.cancel(number, now)
         return stuck

@@ -3,8 +3,9 @@
 import pytest
 
 from app.twin.errors import TwinError
+from app.twin.outcome import Outcome
 from app.twin.scenario import Scenario
-from app.twin.simulator import Outcome, Simulator
+from app.twin.simulator import Simulator
 from app.twin.trace import Request
 from tests.app.twin.clockwork import ClockworkMachine, spec
 

@@ -7,10 +7,18 @@ from app.twin.replay import deployment, summarise
 from app.twin.scenario import Scenario
 from app.twin.simulator import Simulator
 from app.twin.trace import Request
-from app.twin.transfers import Transfers
+from app.twin.transfers import Cargo, Shipment, Transfers
 from tests.app.twin.clockwork import ClockworkMachine, spec
 
 KV_4K = 4096 * 70_272
+
+
+def cargo(shipment: Shipment, now: float = 0.0) -> Cargo:
+    return Cargo("handed_over", 0, now, shipment)
+
+
+def arrivals(transfers: Transfers, now: float = 1.0) -> list[float]:
+    return [at for at, _, _ in transfers.arrived(now)]
 
 
 def test_two_handovers_over_one_wire_take_twice_as_long() -> None:
@@ -32,20 +40,20 @@ def test_a_handover_that_joins_later_slows_the_first_only_from_then_on() -> None
     # through at 1.0 s, the second has 200 of its 400 B left and the wire to itself: 1.2 s.
     wire = Transfers({"wire": 1000.0})
     machine = ClockworkMachine(wire_bytes_per_s=1000)
-    wire.start(0, machine.handover(400, 0, 1), 0.4)
-    wire.start(1, machine.handover(400, 0, 1), 0.6)
+    wire.start(0, cargo(machine.handover(400, 0, 1), 0.4), 0.4)
+    wire.start(1, cargo(machine.handover(400, 0, 1), 0.6), 0.6)
     assert wire.next_at() == pytest.approx(1.0)
-    assert wire.arrived(1.0 + 1e-9) == [(pytest.approx(1.0), 0)]
-    assert wire.arrived(2.0) == [(pytest.approx(1.2), 1)]
+    assert arrivals(wire, 1.0 + 1e-9) == pytest.approx([1.0])
+    assert arrivals(wire, 2.0) == pytest.approx([1.2])
 
 
 def test_on_the_supernode_handovers_out_of_one_package_share_its_cards() -> None:
     machine = SupernodeMachine(Scenario())
     transfers = Transfers(machine.capacity())
     for number, dst_npu in enumerate((100, 200)):
-        transfers.start(number, machine.handover(4096, 0, dst_npu), 0.0)
+        transfers.start(number, cargo(machine.handover(4096, 0, dst_npu)), 0.0)
     # two cards of 25 GB/s at 85 % for 2 x 287.8 MB, and 5 us of latency: 13.55 ms instead of 6.78
-    assert [at for at, _ in transfers.arrived(1.0)] == pytest.approx([2 * KV_4K / 42.5e9 + 5e-6] * 2)
+    assert arrivals(transfers) == pytest.approx([2 * KV_4K / 42.5e9 + 5e-6] * 2)
 
 
 def test_pool_loads_share_what_their_instance_can_take() -> None:
@@ -56,8 +64,8 @@ def test_pool_loads_share_what_their_instance_can_take() -> None:
     for units, expected in (((0, 0), 2 * alone_s), ((0, 1), alone_s)):
         transfers = Transfers(machine.capacity())
         for number, unit in enumerate(units):
-            transfers.start(number, machine.load(4096, unit), 0.0)
-        assert [at for at, _ in transfers.arrived(1.0)] == pytest.approx([expected] * 2)
+            transfers.start(number, cargo(machine.load(4096, unit)), 0.0)
+        assert arrivals(transfers) == pytest.approx([expected] * 2)
 
 
 def test_a_crowd_of_long_prompts_waits_for_the_wires_and_the_report_says_so() -> None:

@@ -6,10 +6,11 @@ import pytest
 
 from app.twin.errors import TwinError
 from app.twin.faults import Fault, parse_faults
+from app.twin.outcome import Outcome
 from app.twin.pool import TwinPool
 from app.twin.replay import replay
 from app.twin.scenario import Scenario
-from app.twin.simulator import Outcome, Simulator
+from app.twin.simulator import Simulator
 from app.twin.trace import Request, read
 from tests.app.twin.clockwork import ClockworkMachine, spec
 from tests.app.twin.small_trace import write_trace
