@@ -67,13 +67,13 @@ class PoolAdmin:
     def purge(self, namespace: str) -> int:
         """Remove a namespace's blocks from DRAM and disk, refund them, and close its account; how many there were.
 
-        Blocks that somebody holds or is writing stay, and with them the account.
+        Blocks that somebody reads or is writing stay, and with them the account.
         """
         charges = self._books.charges(check_namespace(namespace))
         removed = 0
         for start in range(0, len(charges), _BATCH):
             batch = charges[start : start + _BATCH]
-            gone = self._store.evict([charge.key for charge in batch])
+            gone = self._store.evict([charge.key for charge in batch], even_pinned=True)
             there = self._store.exists([charge.key for charge in batch])
             refund = {
                 c.key: c.raw for c, still in zip(batch, there, strict=True) if not still and not c.writers

@@ -1,11 +1,11 @@
 """The keeper: the process that keeps the pool's house, while workers only read and write blocks.
 
-Each pass, in order: put fresh blocks on disk, evict above the watermarks (the whole DRAM, and each namespace's quota),
-bring blocks that were found on disk back to DRAM, copy the operators' decisions, and now and then audit the books:
-dead writers, blocks that Redis dropped, leases that ran out. Blocks go to disk behind the writers' backs: who publishes
-never waits for the disk. When the disk is slower than the writers the keeper works without a pause, evicts nothing
-that it has not saved, and what Redis drops before is counted as lost. When no keeper runs the pool still serves: Redis
-evicts by itself, nothing is lost but the disk tier's news.
+Each pass, in order: hold what is pinned, put fresh blocks on disk, evict above the watermarks (the whole DRAM, and
+each namespace's quota), bring blocks that were found on disk back to DRAM, copy the operators' decisions, and now and
+then audit the books: dead writers, blocks that Redis dropped, leases that ran out. Blocks go to disk behind the
+writers' backs: who publishes never waits for the disk. When the disk is slower than the writers the keeper works
+without a pause, evicts nothing that it has not saved, and what Redis drops before is counted as lost. When no keeper
+runs the pool still serves: Redis evicts by itself, nothing is lost but the disk tier's news.
 
 `python -m memory_pool.keeper --disk-folder D --disk-bytes N`; the Redis URL comes in CLOUDMATRIX_REDIS_URL.
 """
@@ -26,13 +26,16 @@ from memory_pool.books import Admission, Books, Charge
 from memory_pool.charter import Charter
 from memory_pool.disk_tier import DiskTier
 from memory_pool.eviction import LruIndex, Watermarks
-from memory_pool.redis_store import LEASE_PREFIX, RedisStore, redis_key
+from memory_pool.pins import Pin, Pins
+from memory_pool.redis_store import LEASE_PREFIX, RedisStore, by_tag, redis_key
 from memory_pool.shared_prefixes import SharedPrefixes
 from memory_pool.store import Put, StoreError
 
 PASS_S = 0.25
 AUDIT_S = 5.0
 BLOCK_TTL_S = 24 * 3600.0
+PIN_LEASE_S = 60.0
+"""A pin's leases are renewed at every audit; without a keeper they run out."""
 PARENT_VARIABLE = "CLOUDMATRIX_PARENT_PID"
 """Set by whoever starts this process and wants it to end with itself."""
 
@@ -69,6 +72,9 @@ class Keeper:
         self._store = RedisStore(url)
         self._connection = self._store.connection
         self._books = Books(self._connection)
+        self._pins = Pins(self._connection)
+        self._pinned: dict[str, Pin] = {}
+        self._pin_again_at = 0.0
         self._disk = disk
         self._watermarks = watermarks or Watermarks()
         self._charter = (
@@ -78,6 +84,7 @@ class Keeper:
     def run_pass(self) -> bool:
         """One round of everything but the audit; whether blocks still wait to be put on disk."""
         namespaces = self._books.namespaces()
+        self._pin()
         for namespace in namespaces:
             self.persist(namespace)
         for namespace in namespaces:
@@ -155,6 +162,27 @@ class Keeper:
         """Release connections."""
         self._store.close()
 
+    def _pin(self) -> None:
+        """Hold what is pinned, now and then again, for blocks come and go; let go what is not pinned any more."""
+        pins = {pin.field: pin for pin in self._pins.all()}
+        now = time.monotonic()
+        if pins == self._pinned and now < self._pin_again_at:
+            return
+        self._pin_again_at = now + AUDIT_S
+        now_ms = self._pins.now_ms()
+        for pin in list(pins.values()):
+            if pin.until_ms <= now_ms:
+                self._pins.unpin(pin.namespace, pin.name)
+                del pins[pin.field]
+            else:
+                for run in by_tag(pin.keys):
+                    self._store.lease(run, pin.holder, min(PIN_LEASE_S, (pin.until_ms - now_ms) / 1000))
+        for field, pin in self._pinned.items():
+            if pins.get(field) != pin:
+                gone = set(pin.keys) - set(pins[field].keys if field in pins else ())
+                self._store.release([key for key in pin.keys if key in gone], pin.holder, BLOCK_TTL_S)
+        self._pinned = pins
+
     def _evict_over_watermark(self) -> None:
         excess = self._excess_bytes()
         if excess:
@@ -171,34 +199,42 @@ class Keeper:
             self._evict([namespace], excess)
 
     def _evict(self, namespaces: Sequence[str], num_bytes: int) -> None:
-        """Remove least recently used blocks, held ones excepted, until `num_bytes` are free or none is left."""
-        before = -1
+        """Remove least recently used blocks until `num_bytes` are free: pinned ones last, held ones not at all."""
+        for even_pinned in (False, True):
+            if num_bytes > 0:
+                num_bytes -= self._evict_all(namespaces, num_bytes, even_pinned=even_pinned)
+
+    def _evict_all(self, namespaces: Sequence[str], num_bytes: int, *, even_pinned: bool) -> int:
         freed = 0
-        while before < freed < num_bytes:
-            before = freed
+        held: set[tuple[str, bytes]] = set()
+        while freed < num_bytes:
             oldest = [
                 (at, n, charge) for n in namespaces for at, charge in self._books.oldest(n, _CANDIDATES)
             ]
             index: LruIndex[tuple[str, bytes]] = LruIndex()
             charges: dict[tuple[str, bytes], Charge] = {}
             for _, namespace, charge in sorted(oldest, key=lambda each: each[0]):
-                if not charge.writers:
+                if not charge.writers and (namespace, charge.key) not in held:
                     index.insert((namespace, charge.key), charge.num_bytes)
                     charges[namespace, charge.key] = charge
             victims = index.victims(num_bytes - freed, 0.0)
+            if not victims:
+                break  # what is held was used last, so that behind it there is nothing
             for namespace in namespaces:
-                freed += self._remove(
-                    namespace, [charges[victim] for victim in victims if victim[0] == namespace]
-                )
+                chosen = [charges[victim] for victim in victims if victim[0] == namespace]
+                gone = self._remove(namespace, chosen, even_pinned=even_pinned)
+                freed += sum(charge.num_bytes for charge in gone)
+                held.update((namespace, charge.key) for charge in chosen if charge not in gone)
+        return freed
 
-    def _remove(self, namespace: str, charges: Sequence[Charge]) -> int:
-        """Evict blocks that nobody holds, on disk first if they are not there; the bytes that became free."""
+    def _remove(self, namespace: str, charges: Sequence[Charge], *, even_pinned: bool) -> list[Charge]:
+        """Evict blocks that nobody holds, on disk first if they are not there; those that are gone."""
         if self._disk is not None:
             disk = self._disk
             self._save(
                 namespace, [charge.key for charge in charges if not disk.contains(namespace, charge.key)]
             )
-        self._store.evict([charge.key for charge in charges])
+        self._store.evict([charge.key for charge in charges], even_pinned=even_pinned)
         there = self._store.exists([charge.key for charge in charges])
         gone = [charge for charge, still in zip(charges, there, strict=True) if not still]
         self._books.forget(namespace, "evicted", {charge.key: charge.raw for charge in gone})
@@ -207,7 +243,7 @@ class Keeper:
         held = [charge.key for charge, still in zip(charges, there, strict=True) if still]
         if held:
             self._books.note_fetch(namespace, held, {})
-        return sum(charge.num_bytes for charge in gone)
+        return gone
 
     def _note_lost(self, namespace: str, gone: Iterable[bytes]) -> None:
         if self._disk is not None:

@@ -1,5 +1,7 @@
 """Who holds a block: while anybody does, it is not evicted. Pure: instants are passed in."""
 
+from memory_pool.scripts import PIN_PREFIX
+
 
 class LeaseTable:
     """Leases by block and holder, each with the instant at which it runs out by itself. A pin is a long lease."""
@@ -19,10 +21,12 @@ class LeaseTable:
             if not holders:
                 del self._until[key]
 
-    def is_leased(self, key: bytes, now: float) -> bool:
-        """Whether anybody holds the block."""
-        holders = self._until.get(key)
-        return holders is not None and any(until > now for until in holders.values())
+    def is_leased(self, key: bytes, now: float, *, but_pins: bool = False) -> bool:
+        """Whether anybody holds the block, or anything but a pin."""
+        return any(
+            until > now and not (but_pins and holder.startswith(PIN_PREFIX))
+            for holder, until in self._until.get(key, {}).items()
+        )
 
     def sweep(self, now: float) -> int:
         """Forget leases that ran out; how many."""

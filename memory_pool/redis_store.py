@@ -102,11 +102,13 @@ class RedisStore:
             names = [lease_key(tag_of(run[0])), *_names(run)]
             self.connection.run(scripts.RELEASE, names, [holder, _ms(ttl_s)])
 
-    def evict(self, keys: Sequence[bytes]) -> list[bool]:
+    def evict(self, keys: Sequence[bytes], *, even_pinned: bool = False) -> list[bool]:
         """See Store."""
         removed: list[bool] = []
         for run in by_tag(keys):
-            answers = self.connection.run(scripts.EVICT, [lease_key(tag_of(run[0])), *_names(run)])
+            answers = self.connection.run(
+                scripts.EVICT, [lease_key(tag_of(run[0])), *_names(run)], [int(even_pinned)]
+            )
             removed += [bool(answer) for answer in answers]
         return removed
 

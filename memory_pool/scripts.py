@@ -212,13 +212,18 @@ return string.format('%.0f', used - sum)
 
 NOW_MS = _NOW + "return now"
 
+PIN_PREFIX = "pin "
+"""With this begin the holders whose leases yield when nothing else is left to evict."""
+
 _LEASES = (
     _NOW
-    + """
-local function leased(block, but)
+    + f"""
+local function leased(block, but_pins)
   local held = redis.call('HGETALL', KEYS[1])
+  local pin = block .. ' {PIN_PREFIX}'
   for i = 1, #held, 2 do
-    if string.sub(held[i], 1, #block) == block and held[i] ~= but and tonumber(held[i + 1]) > now then
+    if string.sub(held[i], 1, #block) == block and tonumber(held[i + 1]) > now
+        and not (but_pins and string.sub(held[i], 1, #pin) == pin) then
       return true
     end
   end
@@ -247,7 +252,7 @@ RELEASE = (
     _LEASES
     + """
 for i = 2, #KEYS do
-  if redis.call('HDEL', KEYS[1], KEYS[i] .. ' ' .. ARGV[1]) == 1 and not leased(KEYS[i], '') then
+  if redis.call('HDEL', KEYS[1], KEYS[i] .. ' ' .. ARGV[1]) == 1 and not leased(KEYS[i], false) then
     redis.call('PEXPIRE', KEYS[i], ARGV[2])
   end
 end
@@ -255,14 +260,15 @@ return 0
 """
 )
 
-# KEYS: leases of the tag, blocks of the tag. Removes blocks that nobody holds; answers 1 for each one removed.
+# KEYS: leases of the tag, blocks of the tag. ARGV: 1 to count pins as nobody. Removes blocks that nobody holds; answers
+# 1 for each one removed.
 EVICT = (
     _LEASES
     + """
 local answers = {}
 for i = 2, #KEYS do
   answers[i - 1] = 0
-  if not leased(KEYS[i], '') then answers[i - 1] = redis.call('UNLINK', KEYS[i]) end
+  if not leased(KEYS[i], ARGV[1] == '1') then answers[i - 1] = redis.call('UNLINK', KEYS[i]) end
 end
 return answers
 """
@@ -279,7 +285,7 @@ for i = 1, #held, 2 do
     redis.call('HDEL', KEYS[1], held[i])
     swept = swept + 1
     local block = string.match(held[i], '^(%S+) ')
-    if not leased(block, '') then redis.call('PEXPIRE', block, ARGV[1]) end
+    if not leased(block, false) then redis.call('PEXPIRE', block, ARGV[1]) end
   end
 end
 return swept

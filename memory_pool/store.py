@@ -79,8 +79,8 @@ class Store(Protocol):
         """End the holder's leases; a value nobody holds any more has `ttl_s` to live."""
         ...
 
-    def evict(self, keys: Sequence[bytes]) -> list[bool]:
-        """Remove values unless they are held; True where one was removed."""
+    def evict(self, keys: Sequence[bytes], *, even_pinned: bool = False) -> list[bool]:
+        """Remove values unless they are held (`even_pinned`: by more than a pin); True where one was removed."""
         ...
 
     def close(self) -> None:
@@ -154,12 +154,14 @@ class MemoryStore:
                 if value is not None and not self._leases.is_leased(key, self._clock()):
                     self._values[key] = (value, self._clock() + ttl_s)
 
-    def evict(self, keys: Sequence[bytes]) -> list[bool]:
+    def evict(self, keys: Sequence[bytes], *, even_pinned: bool = False) -> list[bool]:
         """See Store."""
         with self._lock:
             now = self._clock()
             return [
-                not self._leases.is_leased(key, now) and self._live(key) is not None and self._drop(key)
+                not self._leases.is_leased(key, now, but_pins=even_pinned)
+                and self._live(key) is not None
+                and self._drop(key)
                 for key in keys
             ]
 
@@ -221,7 +223,7 @@ class NoStore:
     def release(self, _keys: Sequence[bytes], _holder: str, _ttl_s: float) -> None:
         """See Store."""
 
-    def evict(self, keys: Sequence[bytes]) -> list[bool]:
+    def evict(self, keys: Sequence[bytes], *, even_pinned: bool = False) -> list[bool]:  # noqa: ARG002 - the verb's
         """See Store."""
         return [False] * len(keys)
 

@@ -162,8 +162,8 @@ class FaultyStore:
         self._check()
         self._store.release(keys, holder, ttl_s)
 
-    def evict(self, keys: Items[bytes]) -> list[bool]:
-        return self._store.evict(keys)
+    def evict(self, keys: Items[bytes], *, even_pinned: bool = False) -> list[bool]:
+        return self._store.evict(keys, even_pinned=even_pinned)
 
     def close(self) -> None:
         self._store.close()
