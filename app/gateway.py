@@ -37,7 +37,7 @@ from app.settings import Settings
 from app.tenancy.admin import admin_router
 from app.tenancy.tenancy import Tenancy, has_keys
 from app.text import load_text
-from memory_pool.client import AsyncPoolClient
+from memory_pool.async_client import AsyncPoolClient
 from memory_pool.directory import AsyncDirectory
 
 

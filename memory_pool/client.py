@@ -1,4 +1,4 @@
-"""PoolClient: the one object through which workers and the gateway see the pool.
+"""PoolClient: the one object through which workers see the pool.
 
 No fault of the pool reaches the caller: a store that is down, slow or full, and a block that is damaged, truncated or
 of other tokens, are misses or dropped publishes with a reason, and counted. After a failure the store is left alone
@@ -7,30 +7,26 @@ for a moment, so that an outage costs each request milliseconds instead of a tim
 
 import enum
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from memory_pool.block import BlockFormat, Damage, Tokens
-from memory_pool.books import Admission, Books, read_statistics
+from memory_pool.books import Admission, Books
 from memory_pool.contents import Contents
 from memory_pool.disk_tier import DiskReader
-from memory_pool.keys import DEFAULT_NAMESPACE, namespace_at
+from memory_pool.keys import DEFAULT_NAMESPACE
 from memory_pool.placement import place_of
-from memory_pool.redis_store import AsyncRedisStore, RedisStore
-from memory_pool.shared_prefixes import AsyncSharedPrefixes, SharedPrefix
+from memory_pool.redis_store import RedisStore
+from memory_pool.rest import Rest
 from memory_pool.statistics import NEVER_SEEN, PoolStatistics
 from memory_pool.store import Get, Put, Store, StoreError, StoreFullError
 
 DEFAULT_BLOCK_TTL_S = 24 * 3600.0
 DEFAULT_TAIL_TTL_S = 120.0
 DEFAULT_LEASE_S = 60.0
-SHARED_PREFIXES_AGE_S = 1.0
 UNAVAILABLE = "unavailable"
 """Why a block was not found when the pool could not be asked."""
-
-_PAUSE_S = 0.25
 
 
 class Reason(enum.StrEnum):
@@ -104,20 +100,6 @@ class Lookup:
     miss_reason: str | None
 
 
-class _Rest:
-    """Leaves a failed store alone for a moment. Thread-safe: a float is written whole."""
-
-    def __init__(self) -> None:
-        self._until = 0.0
-
-    def failed(self) -> None:
-        self._until = time.monotonic() + _PAUSE_S
-
-    @property
-    def over(self) -> bool:
-        return time.monotonic() >= self._until
-
-
 class PoolClient:
     """A worker's door to the pool: synchronous, shared by threads. No verb raises because of the pool."""
 
@@ -135,7 +117,7 @@ class PoolClient:
         self._format = block_format
         self._block_ttl_s = block_ttl_s
         self._disk = disk
-        self._rest = _Rest()
+        self._rest = Rest()
 
     def lookup(self, keys: Sequence[bytes], namespace: str = DEFAULT_NAMESPACE) -> int:
         """How many leading blocks are in the pool; 0 when it cannot be asked."""
@@ -166,7 +148,7 @@ class PoolClient:
                 count = self._store.lease(keys, holder, DEFAULT_LEASE_S)
             if count < len(keys) and self._disk is not None and self._disk.contains(namespace, keys[count]):
                 there = self._store.exists(keys[count:])
-                count += _leading(self._disk, [namespace] * len(there), keys[count:], there)
+                count += leading(self._disk, [namespace] * len(there), keys[count:], there)
             if self._books is not None:
                 missing = keys[count] if count < len(keys) else None
                 reason = self._books.note_lookup(namespace, queries=len(keys), hits=count, missing=missing)
@@ -400,90 +382,7 @@ class PoolClient:
         return Put(item.key, parts, ttl_s, replace=item.ttl_s is not None)
 
 
-class AsyncPoolClient:
-    """The gateway's door to the pool, on one event loop. No verb raises because of the pool."""
-
-    def __init__(self, url: str, *, disk_folder: Path | None = None) -> None:
-        self._store = AsyncRedisStore(url)
-        self._disk = None if disk_folder is None else DiskReader(disk_folder)
-        self._rest = _Rest()
-        self._shared = AsyncSharedPrefixes(self._store.connection)
-        self._prefixes: Mapping[str, SharedPrefix] = {}
-        self._prefixes_until = 0.0
-
-    async def lookup(
-        self, keys: Sequence[bytes], namespace: str = DEFAULT_NAMESPACE, *, num_shared_blocks: int = 0
-    ) -> int:
-        """How many leading blocks are in the pool; 0 when it cannot be asked.
-
-        The first `num_shared_blocks` are of the shared region.
-        """
-        if not keys or not self._rest.over:
-            return 0
-        try:
-            count = await self._store.count_prefix(keys)
-            if count < len(keys) and self._disk is not None:
-                namespaces = [
-                    namespace_at(index, namespace=namespace, num_shared_blocks=num_shared_blocks)
-                    for index in range(len(keys))
-                ]
-                if self._disk.contains(namespaces[count], keys[count]):
-                    there = await self._store.exists(keys[count:])
-                    count += _leading(self._disk, namespaces[count:], keys[count:], there)
-        except StoreError:
-            self._rest.failed()
-            return 0
-        return count
-
-    async def shared_prefixes(self) -> Mapping[str, SharedPrefix]:
-        """Prefixes open to all, by name, at most `SHARED_PREFIXES_AGE_S` old; the last known while the pool is away."""
-        now = time.monotonic()
-        if now >= self._prefixes_until and self._rest.over:
-            self._prefixes_until = now + SHARED_PREFIXES_AGE_S
-            try:
-                self._prefixes = await self._shared.all()
-            except StoreError:
-                self._rest.failed()
-        return self._prefixes
-
-    async def share(self, name: str, prefix: SharedPrefix) -> bool:
-        """Open a prefix to all; False when the pool cannot be asked."""
-        self._prefixes_until = 0.0
-        try:
-            await self._shared.share(name, prefix)
-        except StoreError:
-            return False
-        return True
-
-    async def unshare(self, name: str) -> bool | None:
-        """Close it again; False when there is none of that name, None when the pool cannot be asked."""
-        self._prefixes_until = 0.0
-        try:
-            return await self._shared.unshare(name)
-        except StoreError:
-            return None
-
-    async def stats(self) -> dict[str, Any]:
-        """`statistics` as plain values, for JSON."""
-        return (await self.statistics()).as_dict()
-
-    async def statistics(self) -> PoolStatistics:
-        """What the pool holds and did, over all its clients."""
-        if self._rest.over:
-            try:
-                return await read_statistics(self._store.connection)
-            except StoreError:
-                self._rest.failed()
-        return PoolStatistics(available=False)
-
-    async def close(self) -> None:
-        """Release connections."""
-        await self._store.close()
-
-
-def _leading(
-    disk: DiskReader, namespaces: Sequence[str], keys: Sequence[bytes], there: Sequence[bool]
-) -> int:
+def leading(disk: DiskReader, namespaces: Sequence[str], keys: Sequence[bytes], there: Sequence[bool]) -> int:
     """How many leading blocks are in DRAM (`there`) or on disk."""
     for index, (namespace, key, present) in enumerate(zip(namespaces, keys, there, strict=True)):
         if not present and not disk.contains(namespace, key):

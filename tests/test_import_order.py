@@ -10,7 +10,7 @@ ROOMS = ["fabric", "memory_pool", "engine", "app"]
 GATEWAY = ["app/gateway.py", "app/api", "app/routing", "app/metrics.py", "app/settings.py", "app/errors.py"]
 GATEWAY_SEES = {
     "engine": {"protocol", "config", "timeline"},
-    "memory_pool": {"keys", "client", "directory", "shared_prefixes", "statistics"},
+    "memory_pool": {"keys", "async_client", "directory", "pins", "shared_prefixes", "statistics"},
 }
 KNOWS_REDIS = {"memory_pool/connection.py"}
 

@@ -10,7 +10,7 @@ from app.api.body import parse, read_body
 from app.api.openapi import json_body
 from app.api.prefixes import Prefix, prefix_tokens
 from app.errors import InvalidRequestError, NotFoundError, UnavailableError
-from memory_pool.client import AsyncPoolClient
+from memory_pool.async_client import AsyncPoolClient
 from memory_pool.shared_prefixes import SharedPrefix
 
 PrefixName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]

@@ -29,7 +29,7 @@ from app.tenancy.principal import Principal, caller
 from app.tenancy.tenancy import Account, Tenancy
 from app.text import TextStream
 from engine.protocol import SamplingParams, WorkerRecord
-from memory_pool.client import AsyncPoolClient
+from memory_pool.async_client import AsyncPoolClient
 from memory_pool.keys import DEFAULT_NAMESPACE, block_keys
 from memory_pool.shared_prefixes import num_shared_blocks
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import redis
 
+from memory_pool.async_client import AsyncPoolClient
 from memory_pool.books import Books
-from memory_pool.client import AsyncPoolClient, PoolClient, Reason
+from memory_pool.client import PoolClient, Reason
 from memory_pool.connection import Connection
 from memory_pool.keys import content_keys
 from memory_pool.redis_store import redis_key

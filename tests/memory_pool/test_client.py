@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from memory_pool.client import AsyncPoolClient, FetchItem, PoolClient, PutItem, Reason
+from memory_pool.async_client import AsyncPoolClient
+from memory_pool.client import FetchItem, PoolClient, PutItem, Reason
 from memory_pool.keys import tail_key
 from memory_pool.redis_server import RedisServer
 from memory_pool.redis_store import redis_key

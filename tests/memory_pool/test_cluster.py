@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import redis
 
-from memory_pool.client import AsyncPoolClient, PoolClient
+from memory_pool.async_client import AsyncPoolClient
+from memory_pool.client import PoolClient
 from memory_pool.directory import Directory
 from memory_pool.disk_tier import DiskTier
 from memory_pool.keeper import Integrity, Keeper

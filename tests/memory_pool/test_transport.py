@@ -13,7 +13,8 @@ import pytest
 import redis
 
 from memory_pool.acl import Role, rules
-from memory_pool.client import AsyncPoolClient, PoolClient, Reason
+from memory_pool.async_client import AsyncPoolClient
+from memory_pool.client import PoolClient, Reason
 from memory_pool.connection import endpoint_of
 from memory_pool.directory import AsyncDirectory, Directory
 from memory_pool.disk_tier import DiskTier
