@@ -26,6 +26,7 @@ from engine.grammar import GrammarCompiler, GrammarError, Matcher
 from engine.links import Links
 from engine.membership import Membership
 from engine.metrics import WorkerMetrics
+from engine.kernels import idle_compiler
 from engine.model import Model
 from engine.protocol import (
     Cancel,
@@ -100,6 +101,7 @@ def load_engine(options: Options) -> Engine:
     Raises what `Model.load` raises, and ValueError when `kv_bytes` does not hold a single block.
     """
     model = Model.load(options.model_path, num_threads=options.threads, kernels=options.kernels)
+    idle_compiler.give_back()
     config = model.config
     layout = KVLayout(
         num_layers=config.num_layers, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim
