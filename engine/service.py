@@ -23,10 +23,10 @@ from engine.carrier import Pool
 from engine.config import KVLayout
 from engine.courtesy import Courtesy
 from engine.grammar import GrammarCompiler, GrammarError, Matcher
+from engine.kernels import idle_compiler
 from engine.links import Links
 from engine.membership import Membership
 from engine.metrics import WorkerMetrics
-from engine.kernels import idle_compiler
 from engine.model import Model
 from engine.protocol import (
     Cancel,
