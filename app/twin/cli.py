@@ -203,7 +203,10 @@ def live(
 @twin_app.command()
 def report(
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("twin-report.html"),
-    trace: Annotated[Path | None, typer.Option("--trace", help="Adds hit ratio and link load.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Adds hit ratio, link load and the course of the run.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder to write the pictures to, as PNG.")] = None,
     scenario: ScenarioFile = None,
     set_: SetKeys = None,
     as_json: JsonFlag = False,
@@ -215,7 +218,7 @@ def report(
     with _clear_errors():
         chosen = _scenario(scenario, set_, None)
         requests = read(trace, chosen.speedup) if trace is not None else None
-        write_report(out, chosen, requests)
+        write_report(out, chosen, requests, images)
         _print({"report": str(out)}, as_json, tables.key_table("report"))
 
 

@@ -6,9 +6,10 @@ import pytest
 
 from app.twin.faults import parse_faults
 from app.twin.machine import SupernodeMachine
+from app.twin.pictures import pareto_points
 from app.twin.recommend import recommend
 from app.twin.replay import deployment, percentiles, replay
-from app.twin.report import pareto, write_report
+from app.twin.report import write_report
 from app.twin.scenario import Scenario
 from app.twin.simulator import Simulator
 from app.twin.trace import Request, read
@@ -136,11 +137,14 @@ def test_recommendations_meet_what_they_promise(tmp_path: Path) -> None:
 
 def test_the_report_holds_its_figures(tmp_path: Path) -> None:
     requests = read(write_trace(tmp_path / "t.jsonl", 60))
-    write_report(tmp_path / "r.html", Scenario(), requests)
+    write_report(tmp_path / "r.html", Scenario(faults="node:0@3"), requests, tmp_path / "images")
     page = (tmp_path / "r.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
+    names = {"twin-pareto.png", "twin-hits.png", "twin-links.png", "twin-course.png"}
+    assert {path.name for path in (tmp_path / "images").iterdir()} == names
+    assert "lies outside the range that published results cover" in page
     assert page.count('class="held_out"') >= 12
-    points = pareto(Scenario())
+    points = pareto_points(Scenario())
     assert [p[1] for p in points] == sorted(p[1] for p in points)
 
 
