@@ -16,6 +16,7 @@ from app.admission.ticket import DEFAULT_TENANT, Ticket
 from app.api.schemas import PromptTokensDetails, Usage
 from app.errors import GatewayError
 from app.metrics import GatewayMetrics
+from app.requests.chain import Chain, chain_of
 from app.requests.choice import Choice, Piece
 from app.requests.history import History
 from app.requests.mailbox import Abandoned, Mailbox
@@ -30,8 +31,7 @@ from app.tenancy.tenancy import Account, Tenancy
 from app.text import TextStream
 from engine.protocol import SamplingParams, WorkerRecord
 from memory_pool.async_client import AsyncPoolClient
-from memory_pool.keys import DEFAULT_NAMESPACE, block_keys
-from memory_pool.shared_prefixes import num_shared_blocks
+from memory_pool.keys import DEFAULT_NAMESPACE
 
 REPORT_WAIT_S = 1.5
 """How long the usage of an ended answer waits for the worker's word on cached tokens."""
@@ -123,7 +123,11 @@ class Generation:
         record.num_choices = len(order.prompts) * order.n
         began = time.monotonic()
         pool = self.generator.pool
-        chains = [await self._chain(prompt, layout) for prompt in order.prompts]
+        prefixes = await pool.shared_prefixes()
+        chains = [
+            chain_of(prompt, layout, prefixes, namespace=order.namespace, salt=order.cache_salt)
+            for prompt in order.prompts
+        ]
         found = [
             await pool.lookup(chain.keys, order.namespace, num_shared_blocks=chain.num_shared_blocks)
             for chain in chains
@@ -140,30 +144,13 @@ class Generation:
         ]
         self.generator.gate.enter(self.ticket, lambda: self._go(leaders), self.mailbox.fail)
 
-    async def _chain(self, prompt: list[int], layout: WorkerRecord) -> "_Chain":
-        """The names of a prompt's blocks."""
-        block_tokens, fingerprint = layout.block_tokens, layout.fingerprint
-        prefixes = await self.generator.pool.shared_prefixes()
-        num_shared = num_shared_blocks(
-            prompt, prefixes.values(), block_tokens=block_tokens, fingerprint=fingerprint
-        )
-        keys = block_keys(
-            prompt,
-            block_tokens=block_tokens,
-            fingerprint=fingerprint,
-            namespace=self.order.namespace,
-            salt=self.order.cache_salt,
-            num_shared_blocks=num_shared,
-        )
-        return _Chain(keys, num_shared)
-
     def _go(self, leaders: Sequence[Dispatch]) -> None:
         self.record.add_phase("queue", self.ticket.queued_at, self.ticket.released_at)
         for leader in leaders:
             leader.begin()
 
     def _prepare(
-        self, place: int, prompt: list[int], chain: "_Chain", num_found: int, layout: WorkerRecord
+        self, place: int, prompt: list[int], chain: Chain, num_found: int, layout: WorkerRecord
     ) -> Dispatch:
         """The choices of one prompt, ready to begin; the one that prefills for all."""
         order, sampling = self.order, self.order.sampling[place]
@@ -285,14 +272,6 @@ class Generation:
             self.generator.metrics.inter_token_latency.observe((now - last) / num_tokens, num_tokens)
             self.generator.gate.streamed(now - last, num_tokens)
         self._last_at[choice] = now
-
-
-@dataclass(frozen=True, slots=True)
-class _Chain:
-    """The names of a prompt's full blocks, the first of them in the shared region."""
-
-    keys: list[bytes]
-    num_shared_blocks: int
 
 
 def for_caller(order: Order, who: Principal, model: str, limited_max_tokens: int) -> Order:

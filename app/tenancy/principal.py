@@ -20,6 +20,8 @@ TENANT_PATHS = (
     "/detokenize",
     "/api/requests",
     "/api/requests/*",
+    "/api/pins",
+    "/api/pins/*",
     "/api/usage",
     "/api/me",
 )

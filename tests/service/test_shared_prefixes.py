@@ -1,12 +1,14 @@
-"""Prefixes that an administrator opened are shared by tenants, and nothing else is."""
+"""Prefixes that an administrator opened are shared by tenants, and nothing else is; prefixes that tenants pin stay."""
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+import redis
 
-from tests.service.running import running
+from tests.memory_pool.conftest import poll
+from tests.service.running import Service, running
 
 ADMIN = {"authorization": "Bearer operator-key"}
 BLOCK_TOKENS = 32
@@ -34,16 +36,28 @@ def ask(client: httpx.Client, key: str, system: str) -> tuple[int, str]:
     return int(cached), str(found["choices"][0]["message"]["content"])
 
 
-def test_tenants_share_what_was_opened_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CLOUDMATRIX_API_KEYS", "operator-key")
-    args = ("--prefill", "0", "--decode", "0", "--both", "1", "--no-console")
-    with running(tmp_path, *args) as service, service.client() as client:
-        keys = {}
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLOUDMATRIX_API_KEYS", "operator-key")
+        args = ("--prefill", "0", "--decode", "0", "--both", "1", "--no-console")
+        with running(tmp_path_factory.mktemp("tenants"), *args) as started:
+            yield started
+
+
+@pytest.fixture(scope="module")
+def keys(service: Service) -> dict[str, str]:
+    """A key of each of two tenants."""
+    made = {}
+    with service.client() as client:
         for tenant in ("one", "two"):
             admin(client, "tenants", id=tenant)
-            keys[tenant] = admin(client, "keys", tenant_id=tenant, name="test")["key"]
+            made[tenant] = admin(client, "keys", tenant_id=tenant, name="test")["key"]
+    return made
+
+
+def test_tenants_share_what_was_opened_and_nothing_else(service: Service, keys: dict[str, str]) -> None:
+    with service.client() as client:
         own = "Nobody else knows this. " + SYSTEM
         cached, text = ask(client, keys["one"], own)
         assert cached == 0
@@ -73,3 +87,30 @@ def test_tenants_share_what_was_opened_and_nothing_else(
         assert client.delete("/api/admin/pool/shared/library", headers=ADMIN).status_code == 404
         assert ask(client, keys["one"], SYSTEM) == (0, text)  # its own names now
         admin(client, "pool/shared", 400, name="short", prompt="Hello")
+
+
+def test_tenants_pin_their_own_prefixes(service: Service, keys: dict[str, str]) -> None:
+    one, two = ({"authorization": f"Bearer {keys[tenant]}"} for tenant in ("one", "two"))
+    body = {"name": "rules", "messages": [{"role": "system", "content": "Pinned. " + SYSTEM}], "ttl_s": 600}
+    with (
+        service.client() as client,
+        redis.Redis.from_url((service.data_dir / "redis" / "url").read_text()) as pool,
+    ):
+        ask(client, keys["one"], "Pinned. " + SYSTEM)
+        made = client.post("/api/pins", json=body, headers=one)
+        assert made.status_code == 201, made.text
+        assert made.json()["namespace"] == "tenant:one"
+        assert made.json()["ends_in_s"] == 600
+
+        def held() -> int:
+            """Blocks that Redis itself may not evict, because they have no time to live."""
+            return sum(pool.ttl(name) == -1 for name in pool.scan_iter("cm:b:*"))
+
+        poll(lambda: held() == made.json()["num_blocks"])
+        assert [pin["name"] for pin in client.get("/api/pins", headers=one).json()["pins"]] == ["rules"]
+        assert client.get("/api/pins", headers=two).json()["pins"] == []
+        assert client.delete("/api/pins/rules", headers=two).status_code == 404
+        assert client.post("/api/pins", json=body | {"tenant": "one"}, headers=two).status_code == 403
+        assert client.post("/api/pins", json=body | {"ttl_s": 0}, headers=one).status_code == 400
+        assert client.delete("/api/pins/rules", headers=one).status_code == 200
+        poll(lambda: held() == 0)
