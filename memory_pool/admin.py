@@ -1,12 +1,18 @@
-"""What an operator does to the pool: look at it, set quotas, throw a namespace out. Verbs raise StoreError."""
+"""What an operator does to the pool: look at it, set quotas, share and pin prefixes, throw a namespace out.
 
+Verbs raise StoreError.
+"""
+
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from memory_pool.books import Books, check_namespace
 from memory_pool.disk_tier import DiskReader
+from memory_pool.pins import Pin, Pins
 from memory_pool.redis_store import RedisStore, redis_key
+from memory_pool.shared_prefixes import SharedPrefix, SharedPrefixes
 
 _BATCH = 500
 
@@ -31,6 +37,8 @@ class PoolAdmin:
     def __init__(self, url: str, *, disk_folder: Path | None = None) -> None:
         self._store = RedisStore(url)
         self._books = Books(self._store.connection)
+        self._prefixes = SharedPrefixes(self._store.connection)
+        self._pins = Pins(self._store.connection)
         self._disk = None if disk_folder is None else DiskReader(disk_folder)
 
     def stats(self) -> dict[str, Any]:
@@ -86,6 +94,31 @@ class PoolAdmin:
         if not self._books.charges(namespace):
             self._books.close_account(namespace)
         return removed
+
+    def share(self, name: str, prefix: SharedPrefix) -> None:
+        """Open a prefix to all tenants."""
+        self._prefixes.share(name, prefix)
+
+    def unshare(self, name: str) -> bool:
+        """Close it again; False when there is none of that name."""
+        return self._prefixes.unshare(name)
+
+    def shared(self) -> dict[str, SharedPrefix]:
+        """The prefixes that are open to all, by name."""
+        return self._prefixes.all()
+
+    def pin(self, namespace: str, name: str, *, num_tokens: int, keys: Sequence[bytes], ttl_s: float) -> Pin:
+        """Keep blocks in DRAM for a while. Raises TooManyPinsError, and ValueError when `namespace` is not a name."""
+        return self._pins.pin(check_namespace(namespace), name, num_tokens=num_tokens, keys=keys, ttl_s=ttl_s)
+
+    def unpin(self, namespace: str, name: str) -> bool:
+        """End a pin; False when there is none of that name."""
+        return self._pins.unpin(namespace, name)
+
+    def pins(self) -> list[tuple[Pin, float]]:
+        """The pins under way, each with the seconds it has left."""
+        now_ms = self._pins.now_ms()
+        return [(pin, (pin.until_ms - now_ms) / 1000) for pin in self._pins.all() if pin.until_ms > now_ms]
 
     def close(self) -> None:
         """Release connections."""

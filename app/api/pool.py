@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from app.api.answers import Desk, json_response
 from app.api.body import parse, read_body
 from app.api.openapi import json_body
-from app.api.prefixes import Prefix, prefix_tokens
+from app.api.prefixes import PREFIX_NAME, Prefix, prefix_tokens
 from app.api.schemas import CacheSalt
 from app.errors import (
     ConflictError,
@@ -25,7 +25,7 @@ from memory_pool.keys import namespace_of
 from memory_pool.pins import MAX_TTL_S, Pin, TooManyPinsError
 from memory_pool.shared_prefixes import SharedPrefix
 
-PrefixName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+PrefixName = Annotated[str, msgspec.Meta(pattern=f"^{PREFIX_NAME.pattern}$")]
 
 
 class NewSharedPrefix(Prefix, frozen=True, kw_only=True):

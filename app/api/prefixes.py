@@ -1,5 +1,6 @@
 """A prefix of prompts as an operator gives it, a text or the messages that conversations begin with, in tokens."""
 
+import re
 from collections.abc import Sequence
 from itertools import takewhile
 
@@ -9,6 +10,9 @@ from app.api.chat import prompt_tokens
 from app.api.schemas import Message
 from app.errors import InvalidRequestError
 from app.requests.served import ServedModel
+
+PREFIX_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""What shared and pinned prefixes may be called."""
 
 
 class Prefix(msgspec.Struct, frozen=True, kw_only=True):
