@@ -17,6 +17,7 @@ CPU.
 from dataclasses import dataclass
 from functools import lru_cache
 
+from fabric.gpu_cluster import GPUCluster
 from fabric.planes import (
     ENGINE_STARTUP_S,
     ON_PACKAGE_PATH,
@@ -148,7 +149,9 @@ def transfer_report(src: str, dst: str, num_bytes: int, topology: Topology = SUP
     """One transfer on all three planes: the JSON object of `cloudmatrix fabric transfer`.
 
     `ub_s`, `roce_s` and `vpc_s` use rates that such transfers achieve; `line_rate_s` is the floor that the
-    links' nominal rates set. Raises `FabricError` for impossible places or a negative size.
+    links' nominal rates set. `gpu_cluster_s` is the same transfer between GPUs of those numbers on a cluster of
+    H800 nodes with RoCE between them; None for other places than NPUs. `basis` grades each. Raises
+    `FabricError` for impossible places or a negative size.
     """
     a, b = parse_place(src), parse_place(dst)
     routes = topology.routes(a, b, "ub")
@@ -168,10 +171,23 @@ def transfer_report(src: str, dst: str, num_bytes: int, topology: Topology = SUP
         "ub_s": ub.seconds(num_bytes),
         "roce_s": roce.seconds(num_bytes),
         "vpc_s": vpc.seconds(num_bytes),
+        "gpu_cluster_s": _gpu_cluster_s(a, b, num_bytes, topology.num_npus),
+        "basis": {
+            "ub": "measured on the machine, published",
+            "roce": f"{ROCE_EFFICIENCY.grade}: efficiency and latency are not published for this machine",
+            "vpc": f"{VPC_LATENCY.grade}: only the line rate is published",
+            "gpu_cluster": f"{ROCE_EFFICIENCY.grade}: DeepEP's efficiencies on H800",
+        },
         "line_rate_s": {plane: num_bytes / rate for plane, rate in nominal.items()},
         "path": list(routes[0].nodes),
         "num_paths": len(routes),
     }
+
+
+def _gpu_cluster_s(src: Place, dst: Place, num_bytes: int, num_gpus: int) -> float | None:
+    if src.kind != "npu" or dst.kind != "npu":
+        return None
+    return GPUCluster(num_gpus).transfer_time(src.index, dst.index, num_bytes)
 
 
 def _from_table(latency_s: float, bytes_per_s: float) -> PathCost:

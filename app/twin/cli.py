@@ -125,6 +125,9 @@ def recommend(
 def compare(
     left: Annotated[str, typer.Argument(help="ub, roce, or keys such as failed=l2:0.0 or ep=64,reuse=0.5")],
     right: Annotated[str, typer.Argument(help="As left.")],
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Replay it on both sides, too: pool sizes, queues, faults.")
+    ] = None,
     scenario: ScenarioFile = None,
     set_: SetKeys = None,
     as_json: JsonFlag = False,
@@ -133,7 +136,7 @@ def compare(
     from app.twin.compare import compare as run
 
     with _clear_errors():
-        _print(run(left, right, _values(scenario, set_)), as_json, tables.comparison_table)
+        _print(run(left, right, _values(scenario, set_), trace), as_json, tables.comparison_table)
 
 
 BaseUrl = Annotated[str, typer.Option(help="Gateway of the running service.")]

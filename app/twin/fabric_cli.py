@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fabric.cost import transfer_report
+from fabric.published import validate_fabric
 from fabric.topology import FabricError, Topology
 
 fabric_app = typer.Typer(
@@ -42,10 +43,40 @@ def transfer(
     line_rate = report["line_rate_s"]
     assert isinstance(line_rate, dict)
     assert isinstance(report["path"], list)
+    basis = report["basis"]
+    assert isinstance(basis, dict)
     table = Table(
-        "plane", "seconds (modelled)", "floor at line rate", title=f"{src} to {dst}, {num_bytes:,} B"
+        "plane", "seconds (modelled)", "floor at line rate", "basis", title=f"{src} to {dst}, {num_bytes:,} B"
     )
     for plane in ("ub", "roce", "vpc"):
-        table.add_row(plane, f"{report[f'{plane}_s']:.4g}", f"{line_rate[plane]:.4g}")
+        table.add_row(plane, f"{report[f'{plane}_s']:.4g}", f"{line_rate[plane]:.4g}", basis[plane])
+    if report["gpu_cluster_s"] is not None:
+        table.add_row("H800 cluster", f"{report['gpu_cluster_s']:.4g}", "", basis["gpu_cluster"])
     table.caption = " > ".join(report["path"]) + f"  (one of {report['num_paths']} ways)"
+    Console().print(table)
+
+
+@fabric_app.command()
+def validate(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """The published UB table, the sizes of supernodes, and a 4K handover, beside what the fabric answers."""
+    report = validate_fabric()
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    table = Table(
+        "what", "unit", "published", "modelled", "error", title="fabric (modelled) against the paper"
+    )
+    for row in report["rows"]:
+        table.add_row(
+            row["what"],
+            row["unit"],
+            f"{row['published']:g}",
+            f"{row['modelled']:.4g}",
+            f"{row['error']:+.1%}",
+        )
+    handover = report["handover_4k"]
+    told = ", ".join(f"{plane} {1e3 * seconds:.3g} ms" for plane, seconds in handover["modelled_s"].items())
+    table.caption = (
+        f"KV of 4,096 tokens ({handover['num_bytes']:,} B) from npu:0 to npu:383: {told} (modelled)"
+    )
     Console().print(table)

@@ -46,7 +46,22 @@ def simulate(requests: Sequence[Request], profile: Profile, seed: int = 0) -> Ou
 def replay_live(requests: Sequence[Request], profile: Profile) -> dict[str, Any]:
     """A trace through the twin of this machine's service; block names of the trace are taken as they are."""
     outcome = simulate(requests, profile)
-    return {"requests": len(requests), "model": profile.model, **figures(outcome, profile)}
+    return {
+        "requests": len(requests),
+        "model": profile.model,
+        **figures(outcome, profile),
+        "trust": _trust(profile),
+    }
+
+
+def _trust(profile: Profile) -> dict[str, Any]:
+    """Whether the profile met the load that it was made from; `twin live` tells whether it meets others."""
+    reasons = []
+    if profile.load_error is None:
+        reasons.append("the profile was made without a load")
+    elif profile.load_error > TIME_ALARM:
+        reasons.append(f"the profile misses the load that it was made from by {profile.load_error:.0%}")
+    return {"inside": not reasons, "reasons": reasons}
 
 
 def compare_live(

@@ -228,6 +228,7 @@ def _found(scenario: Scenario, result: dict[str, Any]) -> dict[str, Any]:
         "tpot_s": result["tpot_s"],
         "cache_hit_token_share": result["cache_hit_token_share"],
         "output_tokens_per_s": result["throughput"]["output_tokens_per_s"],
+        "trust": result["trust"],
         "scenario": result["scenario"],
     }
 

@@ -44,17 +44,21 @@ def replay_table(result: dict[str, Any]) -> Table:
     row("pool loads: GB, s, slower than idle", lambda r: _transfers(r["pool"]))
     row("restarts / tokens computed again", lambda r: f"{r['restarts']} / {r['recomputed_tokens']:,}")
     row("instances that changed sides", lambda r: str(len(r["role_changes"])))
-    trust = result["trust"]
-    table.caption = ("inside" if trust["inside"] else "OUTSIDE") + " the validated range"
-    if trust["reasons"]:
-        table.caption += ": " + "; ".join(trust["reasons"])
-    table.caption += f". {result['requests_per_cpu_s']:,.0f} requests simulated per CPU second (measured)"
+    speed = f"{result['requests_per_cpu_s']:,.0f} requests simulated per CPU second (measured)"
+    table.caption = f"{trust_text(result['trust'])}\n{speed}"
     return table
 
 
 def _percentiles(times: dict[str, float | None], scale: float = 1.0) -> str:
     shown = (times[p] for p in ("p50", "p90", "p99"))
     return " / ".join("-" if value is None else f"{scale * value:.4g}" for value in shown)
+
+
+def trust_text(trust: dict[str, Any]) -> str:
+    """A trust label in words."""
+    if trust["inside"]:
+        return "inside the range that published results cover"
+    return "outside the range that published results cover: " + "; ".join(trust["reasons"])
 
 
 def _mean_share(shares: list[float]) -> str:
@@ -87,8 +91,11 @@ def recommendation_table(result: dict[str, Any]) -> Table:
     table = Table(
         "TPOT target", "P:D NPUs", "batch per NPU", "handover", "pool", "meets both", "TPOT p90", "TTFT p90",
         "$ per M tokens",
-        caption=f"at ${prices['npu_hour']:g} per NPU hour and ${prices['pool_gb_hour']:g} per GB hour of pool (stated)",
+        title="recommendation (simulated)",
     )  # fmt: skip
+    caption = [
+        f"at ${prices['npu_hour']:g} per NPU hour and ${prices['pool_gb_hour']:g} per GB hour of pool (stated)"
+    ]
     for answer in result["answers"]:
         target = f"{answer['slo_tpot_s'] * 1e3:g} ms"
         if not answer.get("scenario"):
@@ -101,16 +108,21 @@ def recommendation_table(result: dict[str, Any]) -> Table:
             f"{answer['tpot_s']['p90'] * 1e3:.1f} ms", f"{answer['ttft_s']['p90']:.2f} s",
             f"{answer['cost_per_million_tokens']:.2f}",
         )  # fmt: skip
+        caption.append(f"{target}: {trust_text(answer['trust'])}")
+    table.caption = "\n".join(caption)
     return table
 
 
 def comparison_table(result: dict[str, Any]) -> Table:
     """Two deployments and by how much the left one is better."""
     left, right = result["left"], result["right"]
-    table = Table("figure", left, right, f"{left} better by")
+    table = Table("figure", left, right, f"{left} better by", title="comparison (modelled)")
     for figure, ratio in result["ratio"].items():
         a, b = result["sides"][left][figure], result["sides"][right][figure]
         table.add_row(figure, _text(a), _text(b), f"x{ratio:.3g}")
+    table.caption = "\n".join(
+        f"{side}: {trust_text(result['sides'][side]['trust'])}" for side in (left, right)
+    )
     return table
 
 

@@ -165,11 +165,23 @@ def _exceptions() -> list[tuple[Row, str]]:
         "The fit is Ascend's: inflation inside a running model does not carry over to another software stack."
     )
     prefill = Scenario(hardware="h800", phase="prefill", eplb="perfect", ep=32)
+    sglang = replace(prefill, hardware="h100")
+    sglang_decode = Scenario(hardware="h100", batch_per_npu=128, ep=128, prompt_tokens=4000, output_tokens=2)
+
+    def tokens_per_s(scenario: Scenario) -> float:
+        return scenario.tokens_per_npu / scenario.prefill_point().batch_s()
+
     return [
         (Row("DeepSeek (Profile) on H800, decode, batch 128", "ms", 50.2, "held_out", f"{V3}, Table 3",
              lambda: _tpot_ms(h800)), fitted),
         (Row("DeepSeek (Profile) on H800, prefill", "tokens/s", 7839, "held_out", f"{V3}, Table 2",
-             lambda: prefill.tokens_per_npu / prefill.prefill_point().batch_s()), fitted),
+             lambda: tokens_per_s(prefill)), fitted),
+        (Row("SGLang on H100, decode, batch 128", "ms", 55.6, "held_out", f"{V3}, Table 3 (MTP simulated)",
+             lambda: _tpot_ms(sglang_decode)), fitted),
+        (Row("SGLang on H100, prefill, default EPLB", "tokens/s", 6288, "held_out", f"{V3}, Table 2",
+             lambda: tokens_per_s(replace(sglang, eplb="default"))), fitted),
+        (Row("SGLang on H100, prefill, perfect EPLB", "tokens/s", 7417, "held_out", f"{V3}, Table 2",
+             lambda: tokens_per_s(sglang)), fitted),
         (Row("model load from object storage at 2.5 GB/s", "s", 320, "held_out", f"{V3}, Table 1",
              lambda: 671e9 / 2.5e9),
          "Only the transfer is modelled; about 50 s of the published time is something else."),

@@ -37,6 +37,31 @@ def test_fabric_refuses_by_name(words: list[str], named: str) -> None:
     assert named in result.stderr
 
 
+def test_the_published_fabric_comes_back() -> None:
+    found = json.loads(runner.invoke(fabric_app, ["validate", "--json"]).stdout)
+    assert found["largest_error"] < 1e-9
+    table = runner.invoke(fabric_app, ["validate"])
+    assert table.exit_code == 0
+    assert "UB NPU to NPU" in table.stdout
+
+
+def test_a_larger_pool_finds_more_and_every_prediction_has_its_label(tmp_path: Path) -> None:
+    trace = str(write_trace(tmp_path / "t.jsonl", 80))
+    words = ["compare", "pool_bytes=1e9", "pool_bytes=1e12", "--trace", trace, "--json"]
+    compared = json.loads(runner.invoke(twin_app, words).stdout)
+    assert compared["ratio"]["cache_hit_token_share"] < 1
+    labels = [side[key] for side in compared["sides"].values() for key in ("trust", "trust_of_replay")]
+    labels.append(json.loads(runner.invoke(twin_app, ["predict", "--json"]).stdout)["trust"])
+    labels.append(json.loads(runner.invoke(twin_app, ["replay", "--trace", trace, "--json"]).stdout)["trust"])
+    answers = json.loads(
+        runner.invoke(twin_app, ["recommend", "--trace", trace, "--slo-tpot", "0.05", "--json"]).stdout
+    )
+    labels.append(answers["answers"][0]["trust"])
+    assert all(label["inside"] == (not label["reasons"]) for label in labels)
+    for words in (["replay", "--trace", trace], ["compare", "ub", "roce"], ["recommend", "--trace", trace]):
+        assert "the range that published" in runner.invoke(twin_app, words, env={"COLUMNS": "200"}).stdout
+
+
 def test_every_answer_is_one_json_object(tmp_path: Path) -> None:
     trace = str(write_trace(tmp_path / "t.jsonl", 80))
     keys = {
@@ -52,6 +77,7 @@ def test_every_answer_is_one_json_object(tmp_path: Path) -> None:
         ("replay", "--trace", trace, "--autoscale", "--set", "decode_npus=16"): {"role_changes", "without_autoscale"},
         ("recommend", "--trace", trace, "--slo-tpot", "0.05"): {"answers"},
         ("compare", "ub", "roce"): {"ratio"},
+        ("compare", "pool_bytes=1e9", "pool_bytes=1e12", "--trace", trace): {"ratio"},
         ("report", "--out", str(tmp_path / "r.html")): {"report"},
     }  # fmt: skip
     for words, expected in keys.items():

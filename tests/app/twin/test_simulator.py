@@ -1,5 +1,6 @@
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,22 @@ def test_recommendations_meet_what_they_promise(tmp_path: Path) -> None:
     assert easy["cost_per_hour"] == pytest.approx(expected)
     assert not impossible["met"]
     assert "fast" in impossible["reason"]
+
+
+def test_a_plan_hands_kv_over_on_ub_where_rdma_is_too_slow() -> None:
+    # 32K tokens are 2.3 GB: 54 ms on a package's two cards, 7 ms on UB. Of an answer of 8 tokens that adds 7.7 ms or
+    # 1 ms to the TPOT, and the steps alone take about 15.
+    requests = [Request(4.0 * i, 32_768, 8, ()) for i in range(40)]
+    tight, loose = recommend(requests, {}, (0.020, 0.050))["answers"]
+    assert (tight["met"], tight["handover_plane"]) == (True, "ub")
+    assert "on RDMA" in tight["reason"]
+    assert (loose["met"], loose["handover_plane"]) == (True, "roce")
+    on_rdma = replay(requests, replace(Scenario(**tight["scenario"]), handover_plane="roce"))
+    assert on_rdma["slo_attainment"] < 0.9 <= tight["slo_attainment"]
+    # asked for UB from the start, there is nothing to fall back on
+    (given,) = recommend(requests, {"handover_plane": "ub"}, (0.020,))["answers"]
+    assert given["met"]
+    assert "reason" not in given
 
 
 def test_the_report_holds_its_figures(tmp_path: Path) -> None:
