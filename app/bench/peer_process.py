@@ -3,7 +3,7 @@
 import json
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -73,15 +73,16 @@ class PeerProcess:
         self._log.close()
 
 
-def find_peers(
-    pythons: Sequence[Path], names: Sequence[str], model_path: Path, threads: int
-) -> list[PeerProcess]:
-    """Every peer that one of the interpreters has, loaded. Raises PeerError when an interpreter has none."""
+def find_peers(pythons: Sequence[Path], models: Mapping[str, Path], threads: int) -> list[PeerProcess]:
+    """Every peer of `models` that one of the interpreters has, with its model loaded.
+
+    Raises PeerError when an interpreter has none.
+    """
     found: list[PeerProcess] = []
     try:
         for python in pythons:
             before, reasons = len(found), []
-            for name in names:
+            for name, model_path in models.items():
                 peer = PeerProcess(python, name)
                 try:
                     peer.load(model_path, threads)

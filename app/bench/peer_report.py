@@ -9,8 +9,9 @@ LABELS = {
     OURS: "cloudmatrix",
     "openvino-genai": "OpenVINO GenAI",
     "xllamacpp": "llama.cpp (prebuilt xllamacpp)",
+    "xllamacpp-q4_0": "llama.cpp (Q4_0: damaged)",
 }
-COLOURS = {OURS: "#c7402d", "openvino-genai": "#4c6f91", "xllamacpp": "#9aa7b1"}
+COLOURS = {OURS: "#c7402d", "openvino-genai": "#4c6f91", "xllamacpp": "#9aa7b1", "xllamacpp-q4_0": "#c9d1d6"}
 
 
 def to_markdown(result: dict[str, Any]) -> str:

@@ -130,7 +130,12 @@ class LlamaCpp:
         self._slots = slots
 
 
-PEERS: dict[str, Callable[[str, int], Any]] = {"openvino-genai": OpenVino, "xllamacpp": LlamaCpp}
+PEERS: dict[str, tuple[str, Callable[[str, int], Any]]] = {
+    "openvino-genai": ("openvino-genai", OpenVino),
+    "xllamacpp": ("xllamacpp", LlamaCpp),
+    "xllamacpp-q4_0": ("xllamacpp", LlamaCpp),
+}
+"""By name: the package, and how to speak to it."""
 
 
 def main() -> None:
@@ -144,8 +149,9 @@ def main() -> None:
         do = command.pop("do")
         try:
             if do == "load":
-                answer: Any = {"name": name, "version": importlib.metadata.version(name)}
-                peer = PEERS[name](command["model_path"], command["threads"])
+                package, kind = PEERS[name]
+                answer: Any = {"name": name, "version": importlib.metadata.version(package)}
+                peer = kind(command["model_path"], command["threads"])
             else:
                 answer = getattr(peer, do)(**command)
         except Exception as error:  # noqa: BLE001 - whatever a peer raises is told to the one who asked

@@ -8,6 +8,7 @@ import contextlib
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ import numpy as np
 from app.bench import served
 from app.bench.load import percentiles
 from app.bench.peer_process import PeerProcess, find_peers
+from app.bench.requantised import requantise
 from app.models.entry import ModelEntry
 from app.text.tokenizer import Tokenizer
 from engine.model import Model, StepBatch
 
 OURS = "cloudmatrix"
-PEER_NAMES = ("openvino-genai", "xllamacpp")
+Q4_0_ALONE = "xllamacpp-q4_0"
+"""llama.cpp on the same weights requantised to Q4_0, for which it has its quickest kernels: speed of one request."""
 PROMPT_TOKENS, OUTPUT_TOKENS = 512, 128
 SERVED_PROMPT_TOKENS, SERVED_SHARED_TOKENS, SERVED_OUTPUT_TOKENS = 256, 192, 64
 CONCURRENCY, REQUESTS = 16, 48
@@ -49,11 +52,18 @@ def run_peers(options: PeersOptions, say: Say) -> dict[str, Any]:
         entry.tokenizer_path, bos_token_id=entry.bos_token_id if entry.add_bos else None
     )
     with contextlib.ExitStack() as held:
-        peers = find_peers(options.pythons, PEER_NAMES, entry.path, options.threads)
+        models = {"openvino-genai": entry.path, "xllamacpp": entry.path}
+        if entry.path.suffix == ".gguf":
+            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="cloudmatrix-bench-"))
+            models[Q4_0_ALONE] = Path(folder) / "q4_0.gguf"
+            requantise(entry.path, models[Q4_0_ALONE])
+        peers = find_peers(options.pythons, models, options.threads)
         for peer in peers:
             held.callback(peer.close)
         engine = _compare_engines(options, peers, tokenizer, say)
-        service = _compare_services(options, peers, tokenizer, say)
+        service = _compare_services(
+            options, [peer for peer in peers if peer.name != Q4_0_ALONE], tokenizer, say
+        )
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine(),

@@ -61,11 +61,15 @@ class RawTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GgufFile:
-    """An opened file: `metadata` by key, `tensors` by name as views of the mapped file."""
+    """An opened file: `metadata` by key, `tensors` by name as views of the mapped file.
+
+    `tensors_at`: the byte where the list of tensors begins, behind the metadata.
+    """
 
     path: Path
     metadata: dict[str, Value]
     tensors: dict[str, RawTensor]
+    tensors_at: int
 
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
         """Metadata value of `key`. Raises ModelFileError when absent (without default) or of another type."""
@@ -150,7 +154,9 @@ def read_gguf(path: Path) -> GgufFile:
         metadata[key] = reader.value(reader.u32("metadata"), f"metadata {key!r}")
     if metadata.get("split.count", 1) not in (0, 1):
         raise ModelFileError(f"{path}: one part of a split model; join the parts into one file first")
-    return GgufFile(path, metadata, _tensors(reader, num_tensors, metadata.get("general.alignment", 32)))
+    tensors_at = reader.at
+    tensors = _tensors(reader, num_tensors, metadata.get("general.alignment", 32))
+    return GgufFile(path, metadata, tensors, tensors_at)
 
 
 def _tensors(reader: _Reader, count: int, alignment: Value) -> dict[str, RawTensor]:

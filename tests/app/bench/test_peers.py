@@ -52,7 +52,7 @@ def test_an_interpreter_that_is_not_there_or_has_no_peer(tmp_path: Path) -> None
     with pytest.raises(PeerError, match="no-python: No such file"):
         PeerProcess(tmp_path / "no-python", "xllamacpp")
     with pytest.raises(PeerError, match="has no peer .*xllamacpp"):
-        find_peers([Path(sys.executable)], ["xllamacpp"], tmp_path / "model.gguf", 2)
+        find_peers([Path(sys.executable)], {"xllamacpp": tmp_path / "model.gguf"}, 2)
 
 
 def test_prompts_have_exactly_the_tokens_asked_for() -> None:
