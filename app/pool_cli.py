@@ -4,9 +4,11 @@ import json
 from typing import Annotated
 
 import typer
+from rich.console import Console, RenderableType
 
 from app.pool_door import DATA_DIR, AsJson, DataDir, Namespace, Redis, pool_admin
 from app.pool_prefixes_cli import prefixes_app
+from app.pool_tables import block_table, pool_tables
 
 pool_app = typer.Typer(help="The memory pool of a running service.", no_args_is_help=True)
 
@@ -15,17 +17,13 @@ pool_app.add_typer(prefixes_app)
 
 @pool_app.command()
 def stats(redis: Redis = None, data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
-    """Blocks, bytes, hits and evictions, by tier and namespace."""
+    """Blocks, bytes, hits, misses and evictions, by tier and namespace, and what the keeper's last audit found."""
     with pool_admin(redis, data_dir) as admin:
         found = admin.stats()
     if as_json:
         typer.echo(json.dumps(found))
         return
-    for title in ("tiers", "namespaces"):
-        for name, row in found[title].items():
-            typer.echo(f"{title.removesuffix('s')} {name}")
-            for what, value in row.items():
-                typer.echo(f"  {what:<16} {_cell(value)}")
+    _print(pool_tables(found))
 
 
 @pool_app.command()
@@ -42,11 +40,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps({"namespace": namespace, "blocks": blocks}))
         return
-    for block in blocks:
-        where = " ".join(
-            tier for tier, there in (("dram", block["in_dram"]), ("disk", block["on_disk"])) if there
-        )
-        typer.echo(f"{block['key']}  {block['num_bytes']:>12,} B  {where or 'nowhere'}")
+    _print(block_table(namespace, blocks))
 
 
 @pool_app.command()
@@ -78,7 +72,7 @@ def quota(
     )
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{name}={count}" for name, count in value.items() if count) or "-"
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+def _print(what: RenderableType) -> None:
+    # Whole names and numbers also where the output is a pipe or a narrow window: they are there to be copied.
+    console = Console()
+    Console(width=max(console.width, 160), soft_wrap=True).print(what)

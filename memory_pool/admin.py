@@ -12,6 +12,7 @@ from memory_pool.books import Books, check_namespace
 from memory_pool.disk_tier import DiskReader
 from memory_pool.pins import Pin, Pins
 from memory_pool.redis_store import RedisStore, redis_key
+from memory_pool.scripts import PIN_PREFIX
 from memory_pool.shared_prefixes import SharedPrefix, SharedPrefixes
 
 _BATCH = 500
@@ -27,6 +28,9 @@ class BlockInfo:
     writers: int
     in_dram: bool
     on_disk: bool
+    holders: int
+    """Leases on it: readers, handovers under way, pins."""
+    is_pinned: bool
     ttl_s: float | None
     idle_s: float | None
 
@@ -48,23 +52,26 @@ class PoolAdmin:
     def inspect(self, namespace: str, *, most: int = 100) -> list[dict[str, Any]]:
         """The blocks of a namespace, least recently used last. Raises ValueError when `namespace` is not a name."""
         charges = self._books.charges(check_namespace(namespace))
-        found: list[BlockInfo] = []
-        for charge in charges:
-            name = redis_key(charge.key)
-            call = self._store.connection.call_many
-            exists, ttl_ms, idle_s = call([("EXISTS", name), ("PTTL", name), ("OBJECT", "IDLETIME", name)])
-            found.append(
-                BlockInfo(
-                    key=charge.key.hex(),
-                    num_bytes=charge.num_bytes,
-                    stored=charge.stored,
-                    writers=charge.writers,
-                    in_dram=bool(exists),
-                    on_disk=self._disk is not None and self._disk.contains(namespace, charge.key),
-                    ttl_s=ttl_ms / 1000 if ttl_ms >= 0 else None,
-                    idle_s=idle_s,
-                )
+        names = [redis_key(charge.key) for charge in charges]
+        ask = self._store.connection.call_many
+        verbs = (("EXISTS",), ("PTTL",), ("OBJECT", "IDLETIME"))
+        there, ttls_ms, idle_s = ([*ask([(*verb, name) for name in names])] for verb in verbs)
+        held = self._store.holders([charge.key for charge in charges])
+        found = [
+            BlockInfo(
+                key=charge.key.hex(),
+                num_bytes=charge.num_bytes,
+                stored=charge.stored,
+                writers=charge.writers,
+                in_dram=bool(there[index]),
+                on_disk=self._disk is not None and self._disk.contains(namespace, charge.key),
+                holders=len(held[index]),
+                is_pinned=any(holder.startswith(PIN_PREFIX) for holder in held[index]),
+                ttl_s=ttls_ms[index] / 1000 if ttls_ms[index] >= 0 else None,
+                idle_s=idle_s[index],
             )
+            for index, charge in enumerate(charges)
+        ]
         found.sort(key=lambda block: (block.idle_s is None, block.idle_s or 0.0))
         return [asdict(block) for block in found[:most]]
 

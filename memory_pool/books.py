@@ -19,14 +19,17 @@ from memory_pool.connection import AsyncConnection, Connection
 from memory_pool.statistics import (
     NEVER_SEEN,
     OTHER_NAMESPACE,
+    KeeperStatistics,
     NamespaceStatistics,
     PoolStatistics,
     TierStatistics,
+    keeper_statistics,
     namespace_statistics,
 )
 
 NAMESPACES = "cm:namespaces"
 DISK = "cm:disk"
+KEEPER = "cm:keeper"
 KEPT = "cm:kept"
 WRITE_TIMEOUT_S = 60.0
 """A writer that has not settled by then is taken for dead."""
@@ -193,6 +196,18 @@ class Books:
         words = [word for name, count in counts.items() for word in (name, count)]
         self._connection.call("HSET", DISK, *words)
 
+    def note_audit(self, found: Mapping[str, int], *, high_watermark: float, watermark_step: float) -> None:
+        """What the keeper's audit found, for the statistics, and by which marks it evicts."""
+        marks = ("high_permille", round(high_watermark * 1000), "step_permille", round(watermark_step * 1000))
+        last = [word for name, count in found.items() for word in (f"last_{name}", count)]
+        self._connection.call_many(
+            [
+                ("HSET", KEEPER, "audited_ms", self.now_ms(), *marks, *last),
+                ("HINCRBY", KEEPER, "audits", 1),
+                *(("HINCRBY", KEEPER, f"total_{name}", count) for name, count in found.items() if count),
+            ]
+        )
+
     def charges(self, namespace: str) -> list[Charge]:
         """All entries of a namespace."""
         flat = self._connection.call("HGETALL", _keys(namespace)[0])
@@ -241,7 +256,9 @@ class Books:
             answer = self._connection.call("HGETALL", account)
             each[namespace] = namespace_statistics(_counts(answer), self._connection.call("HLEN", charges))
         disk = _counts(self._connection.call("HGETALL", DISK))
-        return _pool_statistics(each, disk, *self._connection.memory())
+        keeper = _counts(self._connection.call("HGETALL", KEEPER))
+        now_ms = int(self._connection.run(scripts.NOW_MS, [NAMESPACES]))
+        return _pool_statistics(each, disk, keeper_statistics(keeper, now_ms), *self._connection.memory())
 
 
 async def read_statistics(connection: AsyncConnection) -> PoolStatistics:
@@ -252,11 +269,17 @@ async def read_statistics(connection: AsyncConnection) -> PoolStatistics:
         answer = await connection.call("HGETALL", account)
         each[name.decode()] = namespace_statistics(_counts(answer), await connection.call("HLEN", charges))
     disk = _counts(await connection.call("HGETALL", DISK))
-    return _pool_statistics(each, disk, *await connection.memory())
+    keeper = _counts(await connection.call("HGETALL", KEEPER))
+    now_ms = int(await connection.run(scripts.NOW_MS, [NAMESPACES]))
+    return _pool_statistics(each, disk, keeper_statistics(keeper, now_ms), *await connection.memory())
 
 
 def _pool_statistics(
-    each: Mapping[str, NamespaceStatistics], disk: Mapping[str, int], used: int, allowed: int
+    each: Mapping[str, NamespaceStatistics],
+    disk: Mapping[str, int],
+    keeper: KeeperStatistics | None,
+    used: int,
+    allowed: int,
 ) -> PoolStatistics:
     tiers = {
         "dram": TierStatistics(
@@ -277,7 +300,7 @@ def _pool_statistics(
             lost=sum(one.lost for one in each.values()),
             hits=sum(one.disk_hits for one in each.values()),
         )
-    return PoolStatistics(available=True, namespaces=each, tiers=tiers)
+    return PoolStatistics(available=True, namespaces=each, tiers=tiers, keeper=keeper)
 
 
 def _keys(namespace: str) -> list[str]:

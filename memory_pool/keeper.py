@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from memory_pool import scripts
@@ -156,6 +156,8 @@ class Keeper:
         for name in self._connection.scan(f"{LEASE_PREFIX}*"):
             swept = self._connection.run(scripts.SWEEP_LEASES, [name], [round(BLOCK_TTL_S * 1000)])
             found.expired_leases += int(swept)
+        marks = self._watermarks
+        self._books.note_audit(asdict(found), high_watermark=marks.high, watermark_step=marks.step)
         return found
 
     def close(self) -> None:
@@ -295,6 +297,18 @@ def main() -> None:
     parser.add_argument(
         "--disk-bytes", type=int, default=8 << 30, help="capacity of the disk tier (default: 8 GiB)"
     )
+    parser.add_argument(
+        "--high-watermark",
+        type=float,
+        default=Watermarks().high,
+        help="share of DRAM and of each quota above which blocks are evicted (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--watermark-step",
+        type=float,
+        default=Watermarks().step,
+        help="share that is freed at a time (default: %(default)s)",
+    )
     options = parser.parse_args()
     url = os.environ.get("CLOUDMATRIX_REDIS_URL")
     if not url:
@@ -304,7 +318,11 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     disk = DiskTier(options.disk_folder, options.disk_bytes) if options.disk_folder else None
-    keeper = Keeper(url, disk=disk)
+    try:
+        watermarks = Watermarks(options.high_watermark, options.watermark_step)
+    except ValueError as error:
+        parser.error(str(error))
+    keeper = Keeper(url, disk=disk, watermarks=watermarks)
     try:
         keep(keeper, stop)
     finally:

@@ -102,6 +102,16 @@ class RedisStore:
             names = [lease_key(tag_of(run[0])), *_names(run)]
             self.connection.run(scripts.RELEASE, names, [holder, _ms(ttl_s)])
 
+    def holders(self, keys: Sequence[bytes]) -> list[list[str]]:
+        """In whose names each block is leased now. Raises StoreError."""
+        leases: dict[bytes, list[str]] = {name: [] for name in _names(keys)}
+        for tag in {tag_of(key) for key in keys}:
+            for held in self.connection.run(scripts.HELD, [lease_key(tag)]):
+                name, _, holder = held.partition(b" ")
+                if name in leases:
+                    leases[name].append(holder.decode())
+        return list(leases.values())
+
     def evict(self, keys: Sequence[bytes], *, even_pinned: bool = False) -> list[bool]:
         """See Store."""
         removed: list[bool] = []

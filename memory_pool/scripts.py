@@ -274,6 +274,19 @@ return answers
 """
 )
 
+# KEYS: leases of the tag. Answers `block holder` for each lease that has not run out.
+HELD = (
+    _NOW
+    + """
+local found = {}
+local held = redis.call('HGETALL', KEYS[1])
+for i = 1, #held, 2 do
+  if tonumber(held[i + 1]) > now then found[#found + 1] = held[i] end
+end
+return found
+"""
+)
+
 # KEYS: leases of the tag. ARGV: TTL in milliseconds. Drops leases whose holder let them run out; answers how many.
 SWEEP_LEASES = (
     _LEASES

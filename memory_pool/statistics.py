@@ -62,12 +62,34 @@ class TierStatistics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperStatistics:
+    """What the keeper's audits of the books found: `last`, `age_s` ago, and in all."""
+
+    audits: int
+    age_s: float
+    high_watermark: float
+    """Share of the DRAM, and of a quota, above which blocks are evicted, `watermark_step` of it at a time."""
+    watermark_step: float
+    last: Mapping[str, int]
+    total: Mapping[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            **{name: getattr(self, name) for name in self.__slots__},
+            "balanced": not any(count for name, count in self.last.items() if name != "expired_leases"),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatistics:
     """The whole pool; `available` is False when it could not be asked, and everything else is then empty."""
 
     available: bool
     namespaces: Mapping[str, NamespaceStatistics] = field(default_factory=dict)
     tiers: Mapping[str, TierStatistics] = field(default_factory=dict)
+    keeper: KeeperStatistics | None = None
+    """None: no keeper has audited the books."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the totals, then per tier and per namespace."""
@@ -85,7 +107,23 @@ class PoolStatistics:
             },
             "tiers": {name: each.as_dict() for name, each in self.tiers.items()},
             "namespaces": {name: each.as_dict() for name, each in self.namespaces.items()},
+            "keeper": None if self.keeper is None else self.keeper.as_dict(),
         }
+
+
+def keeper_statistics(noted: Mapping[str, int], now_ms: int) -> KeeperStatistics | None:
+    """From what the keeper noted (`books.py`)."""
+    if "audited_ms" not in noted:
+        return None
+    last = {name.removeprefix("last_"): count for name, count in noted.items() if name.startswith("last_")}
+    return KeeperStatistics(
+        audits=noted["audits"],
+        age_s=(now_ms - noted["audited_ms"]) / 1000,
+        high_watermark=noted["high_permille"] / 1000,
+        watermark_step=noted["step_permille"] / 1000,
+        last=last,
+        total={name: noted.get(f"total_{name}", 0) for name in last},
+    )
 
 
 def namespace_statistics(account: Mapping[str, int], num_blocks: int) -> NamespaceStatistics:

@@ -41,7 +41,9 @@ def test_an_operator_sees_limits_and_purges(data_dir: Path) -> None:
     assert (status, json.loads(output)["namespaces"]["tenant"]["blocks"]) == (0, 3)
     assert "tenant" in call("stats", "--data-dir", data_dir)[1]
     assert len(json.loads(call("inspect", "tenant", "--data-dir", data_dir, "--json")[1])["blocks"]) == 3
-    assert len(call("inspect", "tenant", "--most", "2", "--data-dir", data_dir)[1].splitlines()) == 2
+    listed = call("inspect", "tenant", "--most", "2", "--data-dir", data_dir)[1]
+    assert len([line for line in listed.splitlines() if "DRAM" in line and "stored" in line]) == 2
+    assert (bytes([0]) * 32).hex() in call("inspect", "tenant", "--data-dir", data_dir)[1]
     call("quota", "tenant", "5000", "--data-dir", data_dir)
     assert (
         json.loads(call("stats", "--data-dir", data_dir, "--json")[1])["namespaces"]["tenant"]["quota_bytes"]

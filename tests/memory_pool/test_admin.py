@@ -30,6 +30,9 @@ def test_an_operator_sees_and_purges_one_namespace(redis_url: str, tmp_path: Pat
         )
         assert len(admin.inspect("mine", most=1)) == 1
         client.lease([mine[0].key], holder="reader")
+        assert {block["key"]: block["holders"] for block in admin.inspect("mine")} == {
+            put.key.hex(): int(put is mine[0]) for put in mine
+        }
         assert admin.purge("mine") == 2
         assert admin.stats()["namespaces"]["mine"]["used_bytes"] == VALUE_BYTES
         client.release([mine[0].key], holder="reader")

@@ -154,9 +154,14 @@ def test_an_audit_mends_the_books(client: PoolClient, keeper: Keeper, redis_url:
             connection.hset("cm:ns:{default}:charges", put.key, charge)
         connection.delete(redis_key(puts[3].key))
     assert keeper.audit() == Integrity(vanished=1, wrong_size=1, dead_writers=3)
+    noted = client.stats()["keeper"]
+    assert (noted["audits"], noted["balanced"], noted["last"]["dead_writers"]) == (2, False, 3)
+    assert (noted["high_watermark"], noted["watermark_step"]) == (0.9, 0.05)
     # Blocks 2 and 4 are left.
     assert client.statistics().namespaces["default"].used_bytes == 2 * VALUE_BYTES
     assert keeper.audit() == Integrity()
+    noted = client.stats()["keeper"]
+    assert (noted["balanced"], noted["total"]["dead_writers"]) == (True, 3)
 
 
 def test_a_reader_that_died_does_not_hold_for_ever(
