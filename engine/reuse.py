@@ -8,13 +8,14 @@ from is learned by `FetchTime`, which forgets: a pool that was slow is tried aga
 """
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 MEMORY_S = 10.0
 """How long a fetch is a guide to the next one."""
-_KEEP = 0.7
-"""Weight of what was known before, against the newest fetch."""
+NUM_REMEMBERED = 3
+"""Fetches that must have been slow, one after the other, before a pool is thought slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,40 +62,36 @@ def choose(compute_s: Sequence[float], block_bytes: int, estimate: FetchEstimate
 
 
 class FetchTime:
-    """What fetches take here and now, learned from lookups and fetches. Thread-safe; instants are the caller's."""
+    """What fetches take here and now: as long as the fastest of the last few, for one may be slow by chance.
+
+    Thread-safe; instants are the caller's.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._latency_s = 0.0
-        self._bytes = 0.0
-        self._seconds = 0.0
-        self._fetched_at: float | None = None
+        self._lookups: deque[float] = deque(maxlen=NUM_REMEMBERED)
+        self._fetches: deque[tuple[float, int, float]] = deque(maxlen=NUM_REMEMBERED)
 
     def looked_up(self, seconds: float) -> None:
         """A lookup, which moves no bytes, took so long."""
         with self._lock:
-            known = self._latency_s
-            self._latency_s = seconds if not known else _KEEP * known + (1 - _KEEP) * seconds
+            self._lookups.append(seconds)
 
     def fetched(self, num_bytes: int, seconds: float, now: float) -> None:
-        """So many bytes came in `seconds`. Large fetches weigh more than small ones, new ones more than old ones."""
-        if num_bytes <= 0:
-            return
-        with self._lock:
-            self._forget(now)
-            self._bytes = _KEEP * self._bytes + num_bytes
-            self._seconds = _KEEP * self._seconds + max(seconds - self._latency_s, 1e-6)
-            self._fetched_at = now
+        """So many bytes came in `seconds`."""
+        if num_bytes > 0:
+            with self._lock:
+                self._fetches.append((now, num_bytes, seconds))
 
     def estimate(self, now: float) -> FetchEstimate | None:
-        """What a fetch would take; None when the last one is too long ago."""
+        """What a fetch would take; None when too few were made lately to say."""
         with self._lock:
-            self._forget(now)
-            if self._fetched_at is None:
+            while self._fetches and now - self._fetches[0][0] > MEMORY_S:
+                self._fetches.popleft()
+            if len(self._fetches) < NUM_REMEMBERED:
                 return None
-            return FetchEstimate(self._latency_s, self._bytes / self._seconds)
-
-    def _forget(self, now: float) -> None:
-        if self._fetched_at is not None and now - self._fetched_at > MEMORY_S:
-            self._latency_s = self._bytes = self._seconds = 0.0
-            self._fetched_at = None
+            latency_s = min(self._lookups, default=0.0)
+            return FetchEstimate(
+                latency_s,
+                max(num_bytes / max(seconds - latency_s, 1e-6) for _, num_bytes, seconds in self._fetches),
+            )

@@ -47,26 +47,31 @@ def test_what_is_not_known_is_tried() -> None:
     assert choose([], MB, FetchEstimate(1.0, 1.0)) == Choice(0, None, 0)
 
 
-def test_estimates_follow_what_was_measured_and_are_forgotten() -> None:
+def test_the_fastest_of_the_last_three_fetches_counts_while_it_is_news() -> None:
     times = FetchTime()
-    assert times.estimate(0.0) is None
+    times.looked_up(0.030)
     times.looked_up(0.010)
-    times.fetched(10 * MB, 0.110, now=1.0)  # 10 MB in the 100 ms behind the latency
-    first = times.estimate(1.0)
-    assert first is not None
-    assert first.seconds(5 * MB) == pytest.approx(0.010 + 0.050)
-    # 0.7 x 10 MB + 10 MB = 17 MB in 0.7 x 0.1 s + 1.0 s.
-    times.fetched(10 * MB, 1.010, now=2.0)
-    second = times.estimate(2.0)
-    assert second is not None
-    assert second.bytes_per_s == pytest.approx(17 * MB / 1.07)
+    times.fetched(10 * MB, 0.110, now=1.0)  # 10 MB in the 100 ms behind the latency: 100 MB/s
+    times.fetched(10 * MB, 2.0, now=2.0)
+    assert times.estimate(2.0) is None, "two do not tell"
+    times.fetched(1 * MB, 2.0, now=3.0)
+    known = times.estimate(3.0)
+    assert known is not None
+    assert known.seconds(5 * MB) == pytest.approx(0.010 + 0.050)
+    times.fetched(
+        10 * MB, 1.010, now=4.0
+    )  # the first is forgotten; the fastest left brought 10 MB in a second
+    slow = times.estimate(4.0)
+    assert slow is not None
+    assert slow.bytes_per_s == pytest.approx(10 * MB)
     assert times.estimate(2.0 + MEMORY_S) is not None
     assert times.estimate(2.1 + MEMORY_S) is None
 
 
 def test_an_empty_fetch_teaches_nothing() -> None:
     times = FetchTime()
-    times.fetched(0, 5.0, now=1.0)
+    for _ in range(3):
+        times.fetched(0, 5.0, now=1.0)
     assert times.estimate(1.0) is None
 
 
@@ -82,7 +87,7 @@ class SlowStore(MemoryStore):
 
 def test_a_pool_that_is_slower_than_computing_is_left_alone() -> None:
     store = SlowStore()
-    prompts = {name: [(start + i * 7) % 61 for i in range(41)] for start, name in enumerate("abcd")}
+    prompts = {name: [(start + i * 7) % 61 for i in range(41)] for start, name in enumerate("abcde")}
     first = Bench(store=store)
     for name, tokens in prompts.items():
         first.submit(name, tokens)
@@ -101,12 +106,12 @@ def test_a_pool_that_is_slower_than_computing_is_left_alone() -> None:
 
     tried = reuse("a")
     assert (tried.fetched_blocks, tried.fetch_s) == (10, None)
-    store.delay_s = 0.4
-    slow = reuse("b")  # nobody could know
-    assert slow.fetched_blocks == 10
-    warned = reuse("c")
+    store.delay_s = 0.3
+    for name in "bcd":  # nobody could know
+        assert reuse(name).fetched_blocks == 10
+    warned = reuse("e")
     assert warned.fetch_s is not None
     assert warned.fetch_s > warned.compute_s
     assert warned.fetched_blocks == 0
-    assert second.report("c").computed_tokens == 41
+    assert second.report("e").computed_tokens == 41
     second.close()
