@@ -2,8 +2,10 @@
 
 A layer has two streams: attention (projections and MLA) and MoE (dispatch, experts, combine). Serial
 execution runs one after the other on all cores; with two microbatches the streams run side by side on a split
-of the cores, and the best split is taken. Compute and memory overlap imperfectly, as the root of the sum of
-squares, so an operator near the roofline's ridge is slower than either bound.
+of the cores, and the best split is taken. On GPUs, whose decode exchange takes no cores, both microbatches
+compute one after the other on all cores and each one's exchange hides behind the other's compute. Compute and
+memory overlap imperfectly, as the root of the sum of squares, so an operator near the roofline's ridge is
+slower than either bound.
 """
 
 from dataclasses import dataclass
@@ -63,6 +65,10 @@ class DecodePoint:
         best = Layer(attention_s + self._moe_s(sequences, 1.0, in_pipeline=False) + pass_s)
         if not self.microbatch:
             return best
+        if not self.hardware.exchange_needs_cores:
+            compute_s = self._attention_s(sequences / 2, 1.0) + self._experts_s(sequences / 2, 1.0)
+            seconds = 2 * (max(compute_s, self._sent_s(sequences / 2, in_pipeline=True)) + pass_s)
+            return min(best, Layer(seconds), key=lambda layer: layer.seconds)
         for given in range(1, cores):
             attention_s = self._attention_s(sequences / 2, given / cores) + pass_s
             moe_s = self._moe_s(sequences / 2, 1 - given / cores, in_pipeline=True) + pass_s
@@ -104,20 +110,27 @@ class DecodePoint:
         return hypot(weights_s, inflation * gemm_s) + inflation * hypot(kv_s, flops / mla_rate)
 
     def _moe_s(self, sequences: float, cores_share: float, *, in_pipeline: bool) -> float:
-        inflation, tokens = self.parameters.decode_inflation, sequences * self.query_tokens
-        imbalance = self.parameters.imbalance if self.imbalanced else 1.0
-        rows = tokens * r1.EXPERTS_PER_TOKEN * imbalance
-        weights_s = r1.experts_per_rank(self.ep) * r1.EXPERT_PARAMETERS / self._memory_rate
-        gemm_s = 2 * r1.EXPERT_PARAMETERS * rows / (self._gemm_rate * cores_share)
-        sent_s = exchange_s(
-            tokens,
+        return self._sent_s(sequences, in_pipeline=in_pipeline) + self._experts_s(sequences, cores_share)
+
+    def _sent_s(self, sequences: float, *, in_pipeline: bool) -> float:
+        return exchange_s(
+            sequences * self.query_tokens,
             self.ep,
             self.hardware,
             self.parameters,
             plane=self.plane,
-            imbalance=imbalance,
-            inflation=inflation,
+            imbalance=self._imbalance,
+            inflation=self.parameters.decode_inflation,
             in_pipeline=in_pipeline,
             fabric_share=self.fabric_share,
         )
-        return sent_s + hypot(weights_s, inflation * gemm_s)
+
+    def _experts_s(self, sequences: float, cores_share: float) -> float:
+        rows = sequences * self.query_tokens * r1.EXPERTS_PER_TOKEN * self._imbalance
+        weights_s = r1.experts_per_rank(self.ep) * r1.EXPERT_PARAMETERS / self._memory_rate
+        gemm_s = 2 * r1.EXPERT_PARAMETERS * rows / (self._gemm_rate * cores_share)
+        return hypot(weights_s, self.parameters.decode_inflation * gemm_s)
+
+    @property
+    def _imbalance(self) -> float:
+        return self.parameters.imbalance if self.imbalanced else 1.0

@@ -14,7 +14,8 @@ from fabric.collectives import Library
 class Hardware:
     """One rank. Rates are peaks per second; efficiencies are shares of the peak that operators reach.
 
-    `overlaps_streams`: whether two microbatches divide the rank's cores between two streams.
+    `prefill_exchange_cores`: of the cores, those that communication takes in prefill. `exchange_needs_cores`: whether
+    decode's exchange does; where it does not, it hides behind the other microbatch's compute.
     """
 
     name: str
@@ -27,6 +28,8 @@ class Hardware:
     memory_efficiency: float
     gemm_efficiency: float
     num_cores: int
+    prefill_exchange_cores: int
+    exchange_needs_cores: bool
     nic_bytes_per_s: float
     exchange_library: Library
     source: str
@@ -43,6 +46,8 @@ ASCEND_910C = Hardware(
     memory_efficiency=0.841,
     gemm_efficiency=0.80,
     num_cores=24,
+    prefill_exchange_cores=0,  # SDMA moves the bytes
+    exchange_needs_cores=True,
     nic_bytes_per_s=25e9,
     exchange_library="cann",
     source="arXiv 2506.12708 v1 (FLOPS), v2 section 3.3 (memory, links), v3 Tables 7 to 9 (efficiencies)",
@@ -58,9 +63,12 @@ H800 = Hardware(
     memory_efficiency=0.896,
     gemm_efficiency=0.80,
     num_cores=132,
+    prefill_exchange_cores=24,
+    exchange_needs_cores=False,
     nic_bytes_per_s=50e9,
     exchange_library="deepep",
-    source="NVIDIA data sheet; arXiv 2506.12708 v3 Tables 6 to 8; GEMM efficiency taken over from Ascend",
+    source="NVIDIA data sheet; arXiv 2506.12708 v3 Tables 6 to 8 and section 4.2.3 (132 SMs: prefill 108 + 24, decode "
+    "132 + 0); GEMM efficiency taken over from Ascend",
 )
 H100 = Hardware(
     name="h100",
@@ -73,6 +81,8 @@ H100 = Hardware(
     memory_efficiency=0.896,
     gemm_efficiency=0.80,
     num_cores=132,
+    prefill_exchange_cores=24,
+    exchange_needs_cores=False,
     nic_bytes_per_s=50e9,
     exchange_library="deepep",
     source="NVIDIA data sheet; operators as on H800",

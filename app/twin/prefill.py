@@ -25,6 +25,10 @@ from fabric.planes import (
 )
 from fabric.topology import CPUS_PER_NODE, NPUS_PER_NODE
 
+GPUS_PER_NODE = 8
+ROUTING_NODES = 4
+"""Nodes among which DeepSeek-V3 and R1 choose a token's experts (their node-limited routing)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillPoint:
@@ -45,8 +49,9 @@ class PrefillPoint:
         """Matrix work of one layer, with the weights read once."""
         hardware, parameters, tokens = self.hardware, self.parameters, self.tokens_per_rank
         imbalance = parameters.imbalance if self.imbalanced else 1.0
-        gemm_rate = hardware.gemm_efficiency * hardware.dense_8bit_flops
-        mla_rate = hardware.mla_compute_efficiency * hardware.dense_16bit_flops
+        given = 1 - hardware.prefill_exchange_cores / hardware.num_cores if self.microbatch else 1.0
+        gemm_rate = hardware.gemm_efficiency * hardware.dense_8bit_flops * given
+        mla_rate = hardware.mla_compute_efficiency * hardware.dense_16bit_flops * given
         projection_s = 2 * r1.ATTENTION_PARAMETERS * tokens / gemm_rate
         attention_s = r1.PREFILL_ATTENTION_FLOPS * tokens * self.prompt_tokens / 2 / mla_rate
         rows = tokens * r1.EXPERTS_PER_TOKEN * imbalance
@@ -58,8 +63,12 @@ class PrefillPoint:
     def exchange_s(self) -> float:
         """Dispatch and combine of one layer, on the wire of the busiest rank."""
         imbalance = self.parameters.imbalance if self.imbalanced else 1.0
-        num_bytes = self.tokens_per_rank * TOP_K * (DISPATCH_BYTES + COMBINE_BYTES) * imbalance
-        if self.hardware.exchange_library == "deepep" or self.plane == "roce":
+        token_bytes = self.tokens_per_rank * (DISPATCH_BYTES + COMBINE_BYTES) * imbalance
+        if self.hardware.exchange_library == "deepep":
+            sends = remote_nodes_per_token(self.ep)
+            return token_bytes * sends / (self.hardware.nic_bytes_per_s * ROCE_EFFICIENCY.value)
+        num_bytes = token_bytes * TOP_K
+        if self.plane == "roce":
             return num_bytes / (self.hardware.nic_bytes_per_s * ROCE_EFFICIENCY.value)
         return num_bytes / (UB_TABLE["npu", "write", False].bytes_per_s * max(self.fabric_share, 1e-9))
 
@@ -77,6 +86,17 @@ class PrefillPoint:
         """The whole batch: the time to first token of prompts that start together."""
         without_reuse_s = r1.NUM_LAYERS * self.layer_s()
         return without_reuse_s * (1 - self.parameters.reuse_gain * self.reuse) + self.load_s()
+
+
+def remote_nodes_per_token(ep: int) -> float:
+    """Nodes other than its own that a token is sent to by DeepEP's prefill kernels, over RDMA once each.
+
+    Its 8 experts lie on 4 nodes at most (DeepSeek-V3's group-limited routing); inside a node NVLink forwards.
+    """
+    nodes = max(1.0, ep / GPUS_PER_NODE)
+    groups = min(nodes, ROUTING_NODES)
+    reached = groups * (1 - (1 - 1 / groups) ** TOP_K)
+    return reached * (1 - 1 / nodes)
 
 
 def pool_bytes_per_s(plane: Plane, fabric_share: float = 1.0) -> float:
