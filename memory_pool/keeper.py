@@ -78,7 +78,9 @@ class Keeper:
         self._disk = disk
         self._watermarks = watermarks or Watermarks()
         self._charter = (
-            None if disk is None else Charter(disk.folder, self._books, SharedPrefixes(self._connection))
+            None
+            if disk is None
+            else Charter(disk.folder, self._books, SharedPrefixes(self._connection), self._pins)
         )
 
     def run_pass(self) -> bool:

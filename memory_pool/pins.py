@@ -8,7 +8,6 @@ milliseconds on Redis's clock.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from memory_pool import scripts
 from memory_pool.connection import AsyncConnection, Connection
@@ -53,6 +52,19 @@ class Pin:
             }
         )
 
+    @classmethod
+    def decode(cls, field: str, value: str | bytes) -> "Pin":
+        """Back from `field` and `encode`. Raises KeyError, TypeError or ValueError when it is not that."""
+        namespace, name = field.split(" ")
+        kept = json.loads(value)
+        return cls(
+            namespace=namespace,
+            name=name,
+            num_tokens=int(kept["num_tokens"]),
+            keys=tuple(bytes.fromhex(key) for key in kept["keys"]),
+            until_ms=int(kept["until_ms"]),
+        )
+
 
 class Pins:
     """For threads. Verbs raise StoreError."""
@@ -67,6 +79,10 @@ class Pins:
         made = Pin(namespace=namespace, name=name, num_tokens=num_tokens, keys=tuple(keys), until_ms=until_ms)
         self._connection.call("HSET", PINS, made.field, made.encode())
         return made
+
+    def restore(self, pin: Pin) -> None:
+        """Bring back a pin that a Redis before this one had, unless it was made anew."""
+        self._connection.call("HSETNX", PINS, pin.field, pin.encode())
 
     def unpin(self, namespace: str, name: str) -> bool:
         """End a pin before its time; False when there is none of that name."""
@@ -118,15 +134,4 @@ def _check(pins: Sequence[Pin], namespace: str, name: str) -> None:
 
 def _pins(flat: Mapping[bytes, bytes] | Sequence[bytes]) -> list[Pin]:
     pairs = flat.items() if isinstance(flat, Mapping) else zip(flat[::2], flat[1::2], strict=True)
-    return sorted((_pin(field.decode(), json.loads(value)) for field, value in pairs), key=lambda p: p.field)
-
-
-def _pin(field: str, value: Mapping[str, Any]) -> Pin:
-    namespace, name = field.split(" ")
-    return Pin(
-        namespace=namespace,
-        name=name,
-        num_tokens=int(value["num_tokens"]),
-        keys=tuple(bytes.fromhex(key) for key in value["keys"]),
-        until_ms=int(value["until_ms"]),
-    )
+    return sorted((Pin.decode(field.decode(), value) for field, value in pairs), key=lambda pin: pin.field)

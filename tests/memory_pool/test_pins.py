@@ -2,14 +2,17 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
 from memory_pool.client import PoolClient
+from memory_pool.disk_tier import DiskTier
 from memory_pool.keeper import Keeper
 from memory_pool.pins import MAX_PINS, Pins, TooManyPinsError
 from memory_pool.redis_store import redis_key
+from memory_pool.shared_prefixes import SharedPrefix, SharedPrefixes
 from tests.memory_pool.conftest import FORMAT, poll, puts_of, tokens_of
 
 VALUE_BYTES = FORMAT.value_bytes(FORMAT.block_tokens)
@@ -116,3 +119,18 @@ def test_pins_of_a_namespace_are_bounded(pins: Pins) -> None:
     pins.pin("default", "p0", num_tokens=4, keys=[bytes(32)], ttl_s=60)  # replaces its own
     pins.pin("other", "p0", num_tokens=4, keys=[bytes(32)], ttl_s=60)
     assert len(pins.all()) == MAX_PINS + 1
+
+
+def test_decisions_outlive_a_redis_that_came_up_empty(redis_url: str, tmp_path: Path) -> None:
+    prefix = SharedPrefix.of(tokens_of(3), block_tokens=FORMAT.block_tokens, fingerprint=FORMAT.fingerprint)
+    with contextlib.closing(Keeper(redis_url, disk=DiskTier(tmp_path, 1 << 20))) as keeper:
+        made = keeper._pins.pin("default", "p", num_tokens=8, keys=[bytes(32)], ttl_s=600)
+        SharedPrefixes(keeper._connection).share("all", prefix)
+        keeper._books.set_quota("default", 12345)
+        keeper.run_pass()
+        with redis.Redis.from_url(redis_url) as connection:
+            connection.flushall()
+        keeper.run_pass()
+        assert keeper._pins.all() == [made]
+        assert SharedPrefixes(keeper._connection).all() == {"all": prefix}
+        assert keeper._books.usage("default") == (0, 12345)
