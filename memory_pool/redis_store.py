@@ -87,14 +87,12 @@ class RedisStore:
 
     def lease(self, keys: Sequence[bytes], holder: str, ttl_s: float) -> int:
         """See Store."""
-        count = 0
-        for run in by_tag(keys):
-            names = [lease_key(tag_of(run[0])), *_names(run)]
-            held = int(self.connection.run(scripts.LEASE, names, [holder, _ms(ttl_s)]))
-            count += held
-            if held < len(run):
-                break
-        return count
+
+        def act(run: list[bytes]) -> int:
+            names = [name for key in run for name in (lease_key(tag_of(key)), redis_key(key))]
+            return int(self.connection.run(scripts.LEASE, names, [holder, _ms(ttl_s)]))
+
+        return self._count(keys, act)
 
     def release(self, keys: Sequence[bytes], holder: str, ttl_s: float) -> None:
         """See Store."""

@@ -232,18 +232,18 @@ end
 """
 )
 
-# KEYS: leases of the tag, blocks of the tag. ARGV: holder, milliseconds. A leased block has no TTL, so that Redis's own
-# eviction (volatile-lru) passes it over. Answers how many leading blocks are there and leased.
+# KEYS: for each block the leases of its tag, and the block. ARGV: holder, milliseconds. A leased block has no TTL, so
+# that Redis's own eviction (volatile-lru) passes it over. Answers how many leading blocks are there and leased.
 LEASE = (
     _ANYWAY
     + _NOW
     + """
-for i = 2, #KEYS do
-  if redis.call('EXISTS', KEYS[i]) == 0 then return i - 2 end
-  redis.call('HSET', KEYS[1], KEYS[i] .. ' ' .. ARGV[1], string.format('%.0f', now + ARGV[2]))
+for i = 2, #KEYS, 2 do
+  if redis.call('EXISTS', KEYS[i]) == 0 then return i / 2 - 1 end
+  redis.call('HSET', KEYS[i - 1], KEYS[i] .. ' ' .. ARGV[1], string.format('%.0f', now + ARGV[2]))
   redis.call('PERSIST', KEYS[i])
 end
-return #KEYS - 1
+return #KEYS / 2
 """
 )
 
