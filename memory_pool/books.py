@@ -76,6 +76,8 @@ class Books:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._asked: set[str] = set()
+        """Namespaces whose lookups were counted here; they are listed even if nothing was ever written to them."""
 
     def admit(
         self, namespace: str, blocks: Sequence[tuple[bytes, int]], *, also_stored: bool = False
@@ -107,6 +109,9 @@ class Books:
 
     def note_lookup(self, namespace: str, *, queries: int, hits: int, missing: bytes | None) -> str | None:
         """Count a lookup; why the first missing block missed: `never_seen`, `evicted` or `damaged`."""
+        if namespace not in self._asked:
+            self._connection.call("SADD", NAMESPACES, namespace)
+            self._asked.add(namespace)
         reason = self._connection.run(
             scripts.NOTE_LOOKUP, _keys(namespace)[:3], [queries, hits, missing or b""]
         )

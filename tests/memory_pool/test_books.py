@@ -158,7 +158,6 @@ def test_a_block_that_only_others_have_is_told_from_one_that_nobody_has(
     client.publish(
         [replace(put, content=content) for put, content in zip(puts_of(tokens, "a"), contents, strict=True)]
     )
-    client.publish(puts_of(tokens_of(1, first=900), "b"))
     asked = client.look(keys_of(tokens, "b"), "b", contents=contents)
     assert (asked.num_blocks, asked.miss_reason) == (0, "other_namespace")
     fresh = tokens_of(3, first=500)
