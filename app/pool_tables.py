@@ -23,12 +23,11 @@ def pool_tables(found: Mapping[str, Any]) -> RenderableType:
         "namespace", "used", "quota", "blocks", "asked", "found", "published", "evicted", "damaged"
     )
     for name, each in found["namespaces"].items():
-        numbers = ("blocks", "queries")
         namespaces.add_row(
             name,
             size(each["used_bytes"]),
             size(each["quota_bytes"]),
-            *(count(each[number]) for number in numbers),
+            *(count(each[number]) for number in ("blocks", "queries")),
             share(each["hits"], each["queries"]),
             *(count(each[number]) for number in ("published", "evictions", "damaged")),
         )
