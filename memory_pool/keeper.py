@@ -302,13 +302,13 @@ def main() -> None:
     parser.add_argument(
         "--high-watermark",
         type=float,
-        default=Watermarks().high,
+        default=os.environ.get("CLOUDMATRIX_POOL_HIGH_WATERMARK", Watermarks().high),
         help="share of DRAM and of each quota above which blocks are evicted (default: %(default)s)",
     )
     parser.add_argument(
         "--watermark-step",
         type=float,
-        default=Watermarks().step,
+        default=os.environ.get("CLOUDMATRIX_POOL_WATERMARK_STEP", Watermarks().step),
         help="share that is freed at a time (default: %(default)s)",
     )
     options = parser.parse_args()

@@ -188,3 +188,18 @@ def test_the_process_keeps_house_and_ends_when_told(
     poll(lambda: all(DiskReader(tmp_path).contains("default", put.key) for put in puts))
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"), [("1.5", "0 < step <= high <= 1"), ("most", "invalid float value")]
+)
+def test_bad_watermarks_are_refused(variable: str, says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "memory_pool.keeper"],
+        env=os.environ
+        | {"CLOUDMATRIX_REDIS_URL": "redis://127.0.0.1:1", "CLOUDMATRIX_POOL_HIGH_WATERMARK": variable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, says in done.stderr) == (2, True), done.stderr

@@ -135,7 +135,10 @@ async function showRequest(id) {
   at("request-id").textContent = record.request_id;
   at("route").textContent = `prefill on ${route.prefill_worker || unknown}, decode on ${route.decode_worker || unknown}; `
     + `${count(record.usage.prompt_tokens)} prompt tokens (${count(record.usage.cached_tokens)} cached, `
-    + `${count(route.predicted_cached_tokens)} predicted), ${count(record.usage.completion_tokens)} produced`;
+    + `${count(route.predicted_cached_tokens)} predicted), ${count(record.usage.completion_tokens)} produced`
+    + (record.reuse || []).map((found) => `; ${found.where} fetched ${found.fetched_blocks} of `
+      + `${found.found_blocks} pool blocks` + (found.miss_reason ? `, the next was ${found.miss_reason.replace("_", " ")}` : "")
+    ).join("");
   showTimeline(record);
   showTransfers(record);
 }
