@@ -54,3 +54,9 @@ def test_coefficients_are_never_negative() -> None:
         model.observe(16, 0, 100, 0.010)
         model.observe(1, 0, 100, 0.020)
     assert model.predict(100, 100, 10_000) >= model.predict(0, 0, 0) > 0
+
+
+def test_the_cost_of_a_block_is_its_rows_and_what_they_attend_to() -> None:
+    model = StepTimeModel(fixed_s=1.0, decode_row_s=1.0, prefill_row_s=5e-4, attended_token_s=5e-8)
+    # 32 rows behind 100 tokens attend to 101 + 102 + … + 132 = 32 x 100 + 528 tokens. The step is run anyway.
+    assert model.prefill_s(100, 32) == pytest.approx(32 * 5e-4 + 3728 * 5e-8)
