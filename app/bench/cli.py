@@ -3,8 +3,10 @@
 import typer
 
 from app.bench.engine_cli import engine
+from app.bench.faults_cli import faults
 from app.bench.gateway_cli import gateway
 from app.bench.grammar_cli import grammar
+from app.bench.handoff_cli import handoff
 from app.bench.interference_cli import interference
 from app.bench.load_cli import load
 from app.bench.overload_cli import overload
@@ -15,7 +17,9 @@ from app.bench.vanish_cli import vanish
 
 bench_app = typer.Typer(help="Measure the engine and the service on this machine.", no_args_is_help=True)
 bench_app.command()(engine)
+bench_app.command()(faults)
 bench_app.command()(gateway)
+bench_app.command()(handoff)
 bench_app.command()(interference)
 bench_app.command()(load)
 bench_app.command()(overload)
