@@ -208,15 +208,18 @@ class PoolClient:
         read_s = (time.perf_counter() - started_at) / len(items)
         results: list[FetchResult] = []
         from_disk: list[FetchItem] = []
+        damaged: list[FetchItem] = []
         for item, header, length in zip(items, headers, lengths, strict=True):
             started_at = time.perf_counter()
             reason = self._examine(item, header, length)
+            if reason in _DAMAGED:
+                damaged.append(item)
             if reason is not None and self._read_from_disk(item, header):
                 from_disk.append(item)
                 length, reason = header.nbytes + item.into.nbytes, None
             seconds = read_s + time.perf_counter() - started_at
             results.append(FetchResult(reason is None, reason, length or 0, seconds))
-        self._note_fetch(items, results, from_disk)
+        self._note_fetch(items, results, from_disk, damaged)
         return results
 
     def publish(self, items: Sequence[PutItem]) -> list[PutResult]:
@@ -295,9 +298,13 @@ class PoolClient:
         return reason is None
 
     def _note_fetch(
-        self, items: Sequence[FetchItem], results: Sequence[FetchResult], from_disk: Sequence[FetchItem]
+        self,
+        items: Sequence[FetchItem],
+        results: Sequence[FetchResult],
+        from_disk: Sequence[FetchItem],
+        damaged: Sequence[FetchItem],
     ) -> None:
-        damaged = [item for item, result in zip(items, results, strict=True) if result.reason in _DAMAGED]
+        """Count what came of a fetch; `damaged` are those whose value in the store was, saved by the disk or not."""
         self.delete([item.key for item in damaged])
         if self._books is None:
             return

@@ -60,21 +60,30 @@ def make_prompts(
 @contextlib.contextmanager
 def service(*, model: str, threads: int, more: Sequence[str] = ()) -> Iterator[str]:
     """A service of its own on free ports with a folder of its own; its URL. Raises ServedError."""
-    with tempfile.TemporaryDirectory(prefix="cloudmatrix-bench-") as folder:
-        argv = [sys.executable, "-m", "app.cli", "up", "--data-dir", folder, "--port", "0", "--no-console"]
-        argv += ["--model", model, "--threads", str(threads), *more]
-        log = Path(folder, "up.log")
-        with log.open("wb") as output:
-            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    with (
+        tempfile.TemporaryDirectory(prefix="cloudmatrix-bench-") as folder,
+        running(Path(folder), model=model, threads=threads, more=more) as url,
+    ):
+        yield url
+
+
+@contextlib.contextmanager
+def running(folder: Path, *, model: str, threads: int, more: Sequence[str] = ()) -> Iterator[str]:
+    """A service on free ports that keeps everything in `folder`; its URL. Raises ServedError."""
+    argv = [sys.executable, "-m", "app.cli", "up", "--data-dir", str(folder), "--port", "0", "--no-console"]
+    argv += ["--model", model, "--threads", str(threads), *more]
+    log = folder / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        yield _until_ready(process, folder, log)
+    finally:
+        process.send_signal(signal.SIGINT)
         try:
-            yield _until_ready(process, Path(folder), log)
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _until_ready(process: subprocess.Popen[bytes], folder: Path, log: Path) -> str:

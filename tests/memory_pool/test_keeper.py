@@ -72,6 +72,10 @@ def test_a_block_damaged_in_dram_is_read_from_disk(
     items = fetches_of(puts)
     assert client.fetch(items)[0].ok
     assert same(puts, items)
+    # The copy in DRAM is no use to the next reader either.
+    assert client.statistics().as_dict()["damaged"] == 1
+    with redis.Redis.from_url(redis_url) as connection:
+        assert not connection.exists(redis_key(puts[0].key))
 
 
 def test_a_file_damaged_on_disk_is_a_miss_and_removed(
