@@ -71,21 +71,21 @@ def path_cost(
     src: Place, dst: Place, plane: Plane, op: Operation | None = None, topology: Topology = SUPERNODE
 ) -> PathCost:
     """The path's start-up and rate. Raises `FabricError` for impossible places or when no way is left."""
-    routes = topology.routes(src, dst, plane)
-    if not routes:
+    shortest = topology.shortest_route(src, dst, plane)
+    if shortest is None:
         raise FabricError(f"no {plane} way from {src} to {dst} is left: too many links or chips have failed")
     if plane == "vpc":
         share = min(VPC_NODE.value / PER_NODE[src.kind], VPC_NODE.value / PER_NODE[dst.kind])
         return PathCost(VPC_LATENCY.value, share)
     if plane == "roce":
-        rate = ROCE_DIE.value * ROCE_EFFICIENCY.value * len(routes)
+        rate = ROCE_DIE.value * ROCE_EFFICIENCY.value * len(topology.routes(src, dst, plane))
         return PathCost(ROCE_LATENCY.value + _host_hops_s(src, dst), rate)
-    if len(routes[0].nodes) == 2:
+    if len(shortest.nodes) == 2:
         return _from_table(ON_PACKAGE_PATH.latency_s, ON_PACKAGE_PATH.bytes_per_s)
     path = UB_TABLE[
         "cpu" if src.is_cpu or dst.is_cpu else "npu", op or default_operation(src, dst), src.node == dst.node
     ]
-    alive = line_rate(topology, routes) / _healthy_line_rate(topology.num_nodes, src, dst)
+    alive = _alive_share(topology, src, dst) if topology.failed else 1.0
     return _from_table(path.latency_s, alive * _nominal_ub_rate(src, dst, path.bytes_per_s))
 
 
@@ -203,10 +203,16 @@ def _nominal_ub_rate(src: Place, dst: Place, die_bytes_per_s: float) -> float:
     return min(rate, UB_CPU.value) if len(widths) == 1 else rate
 
 
-@lru_cache(maxsize=65536)
-def _healthy_line_rate(num_nodes: int, src: Place, dst: Place) -> float:
-    healthy = Topology(num_nodes)
-    return line_rate(healthy, healthy.routes(src, dst, "ub"))
+def _alive_share(topology: Topology, src: Place, dst: Place) -> float:
+    """What is left of the line rate that the places have on a healthy machine."""
+    healthy = _healthy(topology.num_nodes)
+    left = line_rate(topology, topology.routes(src, dst, "ub"))
+    return left / line_rate(healthy, healthy.routes(src, dst, "ub"))
+
+
+@lru_cache(maxsize=8)
+def _healthy(num_nodes: int) -> Topology:
+    return Topology(num_nodes)
 
 
 def _host_hops_s(src: Place, dst: Place) -> float:

@@ -32,6 +32,9 @@ def max_min_rates(flows: Sequence[Flow], capacity: Mapping[str, float]) -> list[
     elsewhere; then the next fullest. A flow's own limit counts as a link of its own. Raises `ValueError` for
     a flow that nothing bounds and `KeyError` for an unknown link.
     """
+    unhindered = _rates_at_their_limits(flows, capacity)
+    if unhindered is not None:
+        return unhindered
     rates = [0.0] * len(flows)
     free: dict[str, float] = {}
     users: dict[str, set[int]] = {}
@@ -62,6 +65,23 @@ def max_min_rates(flows: Sequence[Flow], capacity: Mapping[str, float]) -> list[
                 if not users[link]:
                     del users[link]
     return rates
+
+
+def _rates_at_their_limits(flows: Sequence[Flow], capacity: Mapping[str, float]) -> list[float] | None:
+    """The flows' own limits when no link is full at them, which most often is so; else None."""
+    load: dict[str, float] = {}
+    limits: list[float] = []
+    for flow in flows:
+        limit = flow.limit_bytes_per_s
+        if limit is None:
+            return None
+        limits.append(limit)
+        for link in dict.fromkeys(flow.links):
+            total = load.get(link, 0.0) + limit
+            if total > capacity[link]:
+                return None
+            load[link] = total
+    return limits
 
 
 @dataclass(slots=True)

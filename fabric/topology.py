@@ -11,7 +11,7 @@ Names: places are `npu:I`, `die:I`, `cpu:I`; chips `l1:NODE.SUBPLANE`, `l2:SUBPL
 cards `nic:DIE`. A link is `FROM>TO`, one direction.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from math import ceil
@@ -186,9 +186,18 @@ class Topology:
         per sub-plane and L2 chip. On RoCE a CPU is reached through its node's first NPU. Raises `FabricError`
         for places that do not exist, are the same, or hold one another.
         """
-        return [r for r in self._all_routes(src, dst, plane) if all(self.capacity[k] > 0 for k in r.links)]
+        routes = self._all_routes(src, dst, plane)
+        if not self.failed:
+            return list(routes)
+        return [r for r in routes if all(self.capacity[k] > 0 for k in r.links)]
 
-    def _all_routes(self, src: Place, dst: Place, plane: Plane) -> list[Route]:
+    def shortest_route(self, src: Place, dst: Place, plane: Plane = "ub") -> Route | None:
+        """The first of `routes`, or None when no way is left."""
+        if not self.failed:
+            return next(iter(self._all_routes(src, dst, plane)))
+        return next(iter(self.routes(src, dst, plane)), None)
+
+    def _all_routes(self, src: Place, dst: Place, plane: Plane) -> Iterable[Route]:
         self.check(src)
         self.check(dst)
         if src == dst or set(src.dies) & set(dst.dies):
@@ -205,7 +214,7 @@ class Topology:
             ]
         if src.dies and dst.dies and src.dies[0] // DIES_PER_NPU == dst.dies[0] // DIES_PER_NPU:
             return [Route((str(src), str(dst)))]
-        return list(self._ub_routes(src, dst))
+        return self._ub_routes(src, dst)
 
     def _ub_routes(self, src: Place, dst: Place) -> Iterator[Route]:
         for a, b in _ub_ends(src, dst):
