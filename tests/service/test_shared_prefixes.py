@@ -36,6 +36,13 @@ def ask(client: httpx.Client, key: str, system: str) -> tuple[int, str]:
     return int(cached), str(found["choices"][0]["message"]["content"])
 
 
+def newest_miss(client: httpx.Client, headers: dict[str, str]) -> str | None:
+    """Why the first block missing of the newest request was missing, as the bearer of a key may know it."""
+    newest = client.get("/api/requests", params={"limit": 1}, headers=headers).json()["requests"][0]
+    found: str | None = newest["reuse"][0]["miss_reason"]
+    return found
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with pytest.MonkeyPatch.context() as patch:
@@ -62,6 +69,10 @@ def test_tenants_share_what_was_opened_and_nothing_else(service: Service, keys: 
         cached, text = ask(client, keys["one"], own)
         assert cached == 0
         assert ask(client, keys["two"], own) == (0, text)  # never what another tenant wrote
+        as_two = {"authorization": f"Bearer {keys['two']}"}
+        # Only an administrator learns that somebody else has written this.
+        assert (newest_miss(client, ADMIN), newest_miss(client, as_two)) == ("other_namespace", "never_seen")
+        assert "other_namespace" not in client.get("/metrics").text
         assert ask(client, keys["two"], own)[0] > 0, "the cache is live"
 
         prefix = admin(
