@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.twin.errors import TwinError
 from app.twin.faults import Fault, parse_faults
@@ -145,3 +147,48 @@ def test_an_npu_without_network_cards_lets_the_others_of_its_instance_send() -> 
     assert replay([Request(0.0, 4096, 4, ())], cut_off)["completed"] == 0
     requests = [Request(float(i), 4096, 4, ()) for i in range(20)]
     assert replay(requests, Scenario(faults="nic:0@3,nic:1@3"))["completed"] == 20
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    requests=st.lists(
+        st.tuples(st.floats(0, 20), st.integers(1, 300), st.integers(1, 30), st.integers(0, 40)),
+        min_size=1,
+        max_size=30,
+    ),
+    faults=st.lists(
+        st.tuples(
+            st.sampled_from(["prefill:0", "prefill:1", "decode:0", "decode:1", "node:0", "pool:0", "half"]),
+            st.floats(0, 30),
+            st.floats(0.01, 20),
+        ),
+        max_size=8,
+    ),
+    wire=st.sampled_from([None, 200.0]),
+    autoscale=st.booleans(),
+)
+def test_whatever_breaks_and_comes_back_every_answer_is_complete(
+    requests: list[tuple[float, int, int, int]],
+    faults: list[tuple[str, float, float]],
+    wire: float | None,
+    autoscale: bool,
+) -> None:
+    trace = [
+        Request(at, prompt, output, tuple(range(min(shared, prompt // 4))))
+        for at, prompt, output, shared in sorted(requests)
+    ]
+    text = ",".join(f"{what}@{start:.3f}-{start + length + 0.01:.3f}" for what, start, length in faults)
+    machine = ClockworkMachine(step_s=0.05, sequence_s=0.01, wire_bytes_per_s=wire, decode_kv_tokens=800)
+    deployment = spec(
+        prefill_instances=2, decode_instances=2, faults=parse_faults(text), autoscale=autoscale, slo_ttft_s=0.5,
+        slo_tpot_s=0.06, role_switch_s=1.0, max_running_per_decode=4,
+    )  # fmt: skip
+    outcome = Simulator(machine, deployment).run(trace)
+    for job in outcome.jobs:
+        assert job.finished_at is not None
+        assert job.first_token_at is not None
+        assert job.arrived_at <= job.first_token_at <= job.finished_at
+        assert job.generated == job.request.output_tokens
+        assert job.blocks == []
+    assert all(unit.num_incoming == 0 for unit in outcome.units)
+    assert outcome.handover_s >= outcome.handover_idle_s - 1e-6
