@@ -126,7 +126,7 @@ class Carrier:
                 kind = "publish_tail" if parcel is job.tail else "publish"
                 target = self._pool.place_of(parcel.key)
                 job.transfers.append(price(kind, self._place, target, result.num_bytes, result.seconds))
-        stored = [parcel.key for parcel in job.moved if parcel is not job.tail]
+        stored = [parcel.key for parcel in job.moved]
         if job.hands_over and job.holder is not None and stored:
             self._pool.lease(stored, holder=job.holder)
 

@@ -103,7 +103,8 @@ class Handoff:
         job.holder = sequence.lease if sequence.hands_over else f"read {sequence.request_id}"
         job.hands_over = sequence.hands_over
         if handoff is not None and handoff.lease:
-            job.leases.append(Lease(handoff.lease, handoff.block_keys))
+            tail_keys = [handoff.tail_key] if handoff.tail_key else []
+            job.leases.append(Lease(handoff.lease, [*handoff.block_keys, *tail_keys]))
         if not job.certain and not job.possible and tail is None:
             if job.leases:
                 self._threads["out"].submit(self._let_go, job.leases)
@@ -155,6 +156,7 @@ class Handoff:
         key = tail_key(sequence.request_id, sequence.namespace)
         tokens = sequence.tokens[num_tokens - filled : num_tokens]
         job = Job("out", sequence.identity, sequence)
+        job.holder, job.hands_over = sequence.lease, sequence.hands_over
         job.tail = Parcel(key, tokens, sequence.blocks[index], index, sequence.namespace)
         sequence.num_publishing += 1
         self._send(job)

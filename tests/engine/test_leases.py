@@ -7,13 +7,15 @@ import pytest
 import redis
 
 from engine.protocol import Prefilled
+from memory_pool.keys import tag_of
 from memory_pool.redis_server import RedisServer, start_redis
-from memory_pool.redis_store import RedisStore, redis_key
+from memory_pool.redis_store import RedisStore, lease_key, redis_key
 from memory_pool.store import MemoryStore, Store
 from tests.engine.fakes import BLOCK_TOKENS, Bench, expected
 
 MIB = 1 << 20
-PROMPT = [(i * 7) % 61 for i in range(40)]
+PROMPT = [(i * 7) % 61 for i in range(42)]
+"""10 blocks and a tail of 2 tokens."""
 OTHER = [(i * 11 + 3) % 61 for i in range(40)]
 
 
@@ -49,7 +51,7 @@ def test_a_handover_is_held_until_it_was_taken() -> None:
     store = MemoryStore()
     prefilled = prefill(store)
     keys = prefilled.handoff.block_keys
-    assert len(keys) == 40 // BLOCK_TOKENS
+    assert len(keys) == 42 // BLOCK_TOKENS
     assert store.evict(keys) == [False] * 10
     decode(store, prefilled)
     assert store.evict(keys) == [True] * 10
@@ -76,7 +78,7 @@ def test_what_a_request_read_is_let_go() -> None:
         bench.submit("r", PROMPT)
         bench.finish("r")
         bench.close()
-    assert bench.report("r").cached_tokens == 36  # all whole blocks before the last token
+    assert bench.report("r").cached_tokens == 40  # all whole blocks before the last token
     assert all(store.evict(bench.worker_keys(PROMPT)))
 
 
@@ -94,5 +96,7 @@ def test_a_handover_outlives_a_full_pool(small_redis: RedisServer) -> None:
     report = decode(store, prefilled).report("r")
     assert report.reuse is not None
     assert report.reuse.fetched_blocks == 10
-    assert report.computed_tokens == 0
+    assert report.computed_tokens == 0, "the tail was there, too"
+    with redis.Redis.from_url(small_redis.url) as connection:
+        assert connection.hlen(lease_key(tag_of(prefilled.handoff.tail_key or b""))) == 0
     store.close()
