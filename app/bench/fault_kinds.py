@@ -35,6 +35,7 @@ class Injury:
 
     url: str
     folder: Path
+    redis_url: str | None = None
     counted: int = 0
     """What the fault did: keys deleted, blocks damaged …"""
     before: dict[str, Any] = field(default_factory=dict)
@@ -42,7 +43,7 @@ class Injury:
     _undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __post_init__(self) -> None:
-        self.redis = Connection((self.folder / "redis" / "url").read_text())
+        self.redis = Connection(self.redis_url or (self.folder / "redis" / "url").read_text())
 
     def __enter__(self) -> Self:
         self.before = self.pool()
@@ -128,7 +129,9 @@ def _restarted(injury: Injury) -> tuple[int, str]:
         with contextlib.suppress(StoreError):
             up_s = int(injury.info("server")["uptime_in_seconds"])
             blocks = injury.rise("namespaces", "default", "disk_hits")
-            return 60 - up_s, f"Redis restarted {up_s} s before the end, {blocks} blocks came back from disk"
+            return min(
+                60 - up_s, blocks
+            ), f"Redis restarted {up_s} s before the end, {blocks} blocks came back from disk"
         time.sleep(_POLL_S)
     return 0, "Redis did not come back"
 

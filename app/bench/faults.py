@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 
 from app.bench import served
-from app.bench.fault_kinds import FAULTS, Injury
+from app.bench.fault_kinds import FAULTS, Fault, Injury
 from app.bench.workload import TOKEN_RANGE
 from app.models.entry import ModelEntry
 
@@ -35,14 +35,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class FaultsOptions:
-    """What to run: `requests` of each run, `concurrency` at a time; the faults by name, none: all."""
+    """What to run: `requests` of each run, `concurrency` at a time. `redis_url` None: a Redis of the service's own."""
 
     entry: ModelEntry
     requests: int = 48
     concurrency: int = 6
     output_tokens: int = 24
-    faults: Sequence[str] = ()
+    faults: Sequence[Fault] = tuple(FAULTS.values())
     threads: int = 2
+    redis_url: str | None = None
 
 
 @dataclass(slots=True)
@@ -59,13 +60,21 @@ def measure_faults(options: FaultsOptions, say: Say) -> dict[str, Any]:
     """The rows of `bench faults`, of which the first is without a fault.
 
     Raises ServedError when the service does not come up, when two runs without a fault differ or a fault leaves no
-    trace, and KeyError for a fault that is not known.
+    trace.
     """
-    chosen = [FAULTS[name] for name in options.faults] if options.faults else list(FAULTS.values())
     bodies = _bodies(options)
     with tempfile.TemporaryDirectory(prefix="cloudmatrix-bench-") as name:
         folder = Path(name)
-        more = ("--kv-memory-mib", str(KV_MEMORY_MIB), "--pool-memory-mib", "512", "--pool-disk-mib", "2048")
+        more: tuple[str, ...] = (
+            "--kv-memory-mib",
+            str(KV_MEMORY_MIB),
+            "--pool-memory-mib",
+            "512",
+            "--pool-disk-mib",
+            "2048",
+        )
+        if options.redis_url:
+            more += ("--redis", options.redis_url)
         with served.running(folder, model=options.entry.id, threads=options.threads, more=more) as url:
             reference = _load(options, url, bodies, None)
             calm = _load(options, url, bodies, None)
@@ -74,8 +83,8 @@ def measure_faults(options: FaultsOptions, say: Say) -> dict[str, Any]:
                     raise served.ServedError(f"answers differ without any fault: {run.errors[:3]}")
             say(f"without a fault: {len(bodies)} answers, p50 {_p50(calm) * 1e3:.0f} ms")
             rows = [_row("none", reference, calm, calm, "–")]
-            for fault in chosen:
-                with Injury(url, folder) as injury:
+            for fault in options.faults:
+                with Injury(url, folder, options.redis_url) as injury:
                     run = _load(options, url, bodies, partial(fault.strike, injury))
                     trace = fault.trace(injury)
                 injury.wait_healed()

@@ -39,7 +39,7 @@ def faults(
         entry=catalogue.pull(model),
         requests=requests,
         concurrency=concurrency,
-        faults=fault or (),
+        faults=[FAULTS[name] for name in fault or FAULTS],
         threads=threads or default_threads(),
     )
     try:

@@ -1,13 +1,10 @@
 """A real Redis Cluster: three masters, each with a replica."""
 
 import contextlib
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -17,97 +14,19 @@ from memory_pool.client import PoolClient
 from memory_pool.directory import Directory
 from memory_pool.disk_tier import DiskTier
 from memory_pool.keeper import Integrity, Keeper
-from memory_pool.redis_server import find_binary
 from tests.memory_pool.conftest import FORMAT, fetches_of, poll, puts_of, tokens_of
+from tests.redis_cluster import Cluster
 
 pytestmark = pytest.mark.slow
 
 VALUE_BYTES = FORMAT.value_bytes(FORMAT.block_tokens)
-SLOTS = 16384
-
-
-def free_port() -> int:
-    """A port whose bus port (10,000 higher) is free, too."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port: int = probe.getsockname()[1]
-        if port < 55_000:
-            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port + 10_000)):
-                return port
-
-
-class Cluster:
-    def __init__(self, folder: Path) -> None:
-        self.ports = [free_port() for _ in range(6)]
-        self.processes = [self._start(folder / str(port), port) for port in self.ports]
-        try:
-            self._join()
-        except BaseException:
-            self.stop()
-            raise
-
-    def _join(self) -> None:
-        nodes = [redis.Redis(port=port) for port in self.ports]
-        for node in nodes:
-            poll(lambda node=node: answers(node))  # type: ignore[misc]
-        for index, node in enumerate(nodes[:3]):
-            first, last = SLOTS * index // 3, SLOTS * (index + 1) // 3
-            command(node, "CLUSTER", "ADDSLOTS", *range(first, last))
-            command(node, "CLUSTER", "SET-CONFIG-EPOCH", index + 1)
-        for port in self.ports[1:]:
-            command(nodes[0], "CLUSTER", "MEET", "127.0.0.1", port)
-        for master, replica in zip(nodes[:3], nodes[3:], strict=True):
-            name = command(master, "CLUSTER", "MYID")
-            poll(lambda r=replica, n=name: replicates(r, n))  # type: ignore[misc]
-        for node in nodes:
-            poll(lambda node=node: settled(node), within_s=30)  # type: ignore[misc]
-            node.close()
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.ports[0]}"
-
-    def stop(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-
-    def _start(self, folder: Path, port: int) -> subprocess.Popen[bytes]:
-        folder.mkdir()
-        argv = [str(find_binary()), "--port", str(port), "--cluster-enabled", "yes", "--dir", str(folder)]
-        argv += ["--cluster-node-timeout", "1500", "--save", "", "--bind", "127.0.0.1"]
-        argv += ["--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"]
-        return subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-
-
-def command(node: redis.Redis, *words: str | int | bytes) -> Any:
-    return node.execute_command(*words)  # type: ignore[no-untyped-call]  # untyped in redis-py
-
-
-def answers(node: redis.Redis) -> bool:
-    with contextlib.suppress(redis.RedisError):
-        return bool(node.ping())
-    return False
-
-
-def replicates(node: redis.Redis, master: bytes) -> bool:
-    with contextlib.suppress(redis.RedisError):
-        return bool(command(node, "CLUSTER", "REPLICATE", master))
-    return False
-
-
-def settled(node: redis.Redis) -> bool:
-    info: bytes = command(node, "CLUSTER", "INFO")
-    replication = node.info("replication")
-    linked = replication["role"] == "master" or replication["master_link_status"] == "up"
-    return b"cluster_state:ok" in info and b"cluster_known_nodes:6" in info and linked
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made = Cluster(tmp_path_factory.mktemp("cluster"))
     yield made
-    made.stop()
+    made.close()
 
 
 async def test_the_pool_works_over_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
