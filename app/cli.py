@@ -13,6 +13,7 @@ from app.tenancy.cli import keys_app
 from app.twin.cli import twin_app
 from app.twin.fabric_cli import fabric_app
 from engine.protocol import Role
+from observe import logs, traces
 
 app = typer.Typer(
     name="cloudmatrix",
@@ -84,6 +85,22 @@ def up(
         bool,
         typer.Option("--autoscale", envvar=_env("AUTOSCALE"), help="Turn workers' roles as the load asks."),
     ] = False,
+    gateways: Annotated[
+        int, typer.Option(min=1, envvar=_env("GATEWAYS"), help="Gateway processes behind the one port.")
+    ] = 1,
+    otel: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("OTEL"), help="Traces: off, console, or otlp (to OTEL_EXPORTER_OTLP_ENDPOINT)."
+        ),
+    ] = "off",
+    log_format: Annotated[
+        str, typer.Option(envvar=_env("LOG_FORMAT"), help="Log lines of all processes: text or json.")
+    ] = "text",
+    request_log: Annotated[
+        Path | None,
+        typer.Option(envvar=_env("REQUEST_LOG"), help="One line for each request in this file, no prompts."),
+    ] = None,
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:
     """Start the whole service on this machine and keep it running until Ctrl-C."""
@@ -109,8 +126,21 @@ def up(
             pool_memory_bytes=pool_memory_mib * MIB,
             pool_disk_bytes=None if pool_disk_mib is None else pool_disk_mib * MIB,
             autoscale=autoscale,
+            gateways=gateways,
+            observe=observed(otel, log_format),
+            request_log=None if request_log is None else request_log.expanduser().resolve(),
         )
     )
+
+
+def observed(otel: str, log_format: str) -> dict[str, str]:
+    """The variables that tell every process what to trace and how to log; typer's error for unknown values."""
+    if log_format not in logs.FORMATS:
+        raise typer.BadParameter(f"{log_format!r}: choose text or json", param_hint="--log-format")
+    try:
+        return {traces.VARIABLE: traces.mode_of(otel), logs.VARIABLE: log_format}
+    except ValueError:
+        raise typer.BadParameter(f"{otel!r}: choose off, console or otlp", param_hint="--otel") from None
 
 
 @app.command()

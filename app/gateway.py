@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 
@@ -28,9 +29,11 @@ from app.metrics import GatewayMetrics
 from app.models import catalogue
 from app.requests.generation import Generator
 from app.requests.history import History
+from app.requests.request_log import RequestLog
 from app.requests.served import ServedModel
 from app.routing.dispatcher import Dispatcher
 from app.routing.link import Connect, open_websocket
+from app.routing.peers import GROUP, Peers
 from app.routing.scorers import warm_link_costs
 from app.routing.workers import DirectoryReader, Workers
 from app.settings import Settings
@@ -39,6 +42,7 @@ from app.tenancy.tenancy import Tenancy, has_keys
 from app.text import load_text
 from memory_pool.async_client import AsyncPoolClient
 from memory_pool.directory import AsyncDirectory
+from observe.traces import new_tracer
 
 
 class ConfigurationError(ValueError):
@@ -73,14 +77,31 @@ def create_app(
     metrics = GatewayMetrics(next(iter(served)))
     history = History(settings.history_size)
     workers = Workers(reader, poll_s=settings.directory_poll_s, open_channel=open_channel)
-    gate = new_gate(settings, workers, metrics)
+    own_id = f"gateway-{secrets.token_hex(4)}"
+    gateways = AsyncDirectory(settings.redis_url, group=GROUP) if directory is None else None
+    peers = Peers(gateways, own_id)
+    gate = new_gate(settings, workers, peers, metrics)
     dispatcher = Dispatcher(
-        workers, gate=gate, failover_s=settings.failover_s, retry_after_s=settings.retry_after_s
+        workers,
+        gate=gate,
+        failover_s=settings.failover_s,
+        retry_after_s=settings.retry_after_s,
+        peers=peers,
     )
+    peers.load = dispatcher.load
     metrics.watch(dispatcher, workers)
     tenancy = Tenancy(settings)
+    tracer = new_tracer(settings.otel, service="cloudmatrix-gateway", instance=own_id)
+    request_log = None if settings.request_log is None else RequestLog(settings.request_log)
     generator = Generator(
-        dispatcher=dispatcher, gate=gate, pool=memory_pool, history=history, metrics=metrics, tenancy=tenancy
+        dispatcher=dispatcher,
+        gate=gate,
+        pool=memory_pool,
+        history=history,
+        metrics=metrics,
+        tenancy=tenancy,
+        tracer=tracer,
+        request_log=request_log,
     )
     pulse = Pulse()
     desk = Desk(settings=settings, models=served, generator=generator, metrics=metrics, pulse=pulse)
@@ -91,8 +112,9 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warm_link_costs()
+        parts = (workers, dispatcher, gate, pulse, role_switch, peers)
         await tenancy.start()
-        tasks = [asyncio.create_task(part.run()) for part in (workers, dispatcher, gate, pulse, role_switch)]
+        tasks = [asyncio.create_task(part.run()) for part in parts]
         try:
             yield
         finally:
@@ -101,7 +123,11 @@ def create_app(
             await asyncio.gather(*tasks, return_exceptions=True)
             await client.aclose()
             await tenancy.close()
-            for owned in (own_directory, own_pool):
+            if tracer is not None:
+                await asyncio.to_thread(tracer.close)
+            if request_log is not None:
+                request_log.close()
+            for owned in (own_directory, own_pool, gateways):
                 if owned is not None:
                     await owned.close()
 
@@ -118,11 +144,11 @@ def create_app(
     app.include_router(workers_router(workers, client))
     app.include_router(pool_router(desk, memory_pool))
     install_error_handlers(app)
-    app.add_middleware(Entrance, tenancy=tenancy, metrics=metrics)
+    app.add_middleware(Entrance, tenancy=tenancy, metrics=metrics, is_traced=tracer is not None)
     return app
 
 
-def new_gate(settings: Settings, workers: Workers, metrics: GatewayMetrics) -> Gate:
+def new_gate(settings: Settings, workers: Workers, peers: Peers, metrics: GatewayMetrics) -> Gate:
     """The queue in front of the workers."""
     admission = Admission(
         max_requests=settings.max_in_flight,
@@ -132,7 +158,7 @@ def new_gate(settings: Settings, workers: Workers, metrics: GatewayMetrics) -> G
     )
     return Gate(
         admission,
-        capacity=lambda: workers.capacity(settings.max_sequences_per_worker),
+        capacity=lambda: peers.capacity(workers.capacity(settings.max_sequences_per_worker)),
         clock=time.monotonic,
         retry_after_s=settings.retry_after_s,
         on_reject=metrics.rejected,

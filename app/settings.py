@@ -2,7 +2,7 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -69,6 +69,12 @@ class Settings(BaseSettings):
     """What a 429 or 503 tells clients to wait."""
     directory_poll_s: float = Field(default=0.25, gt=0)
     """Pause between two reads of the directory of workers."""
+    otel: Literal["off", "console", "otlp"] = "off"
+    """Where spans of requests go: nowhere, standard error, or OTEL_EXPORTER_OTLP_ENDPOINT."""
+    log_format: Literal["text", "json"] = "text"
+    """Log lines for people, or one JSON object a line with the request's id; json logs the end of every request."""
+    request_log: Path | None = None
+    """File with one line for each request that is over, without prompts; none: no such file."""
     history_size: int = Field(default=1000, ge=1)
     """Finished requests whose records are kept for `GET /api/requests/{id}`."""
 

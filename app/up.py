@@ -17,8 +17,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,12 @@ class UpOptions:
     pool_disk_bytes: int | None = None
     """Capacity of the pool's disk tier; 0: none; None: as much as the disk can spare, at most 8 GiB."""
     autoscale: bool = False
+    gateways: int = 1
+    """Processes behind the one gateway port."""
+    observe: Mapping[str, str] = field(default_factory=dict)
+    """Variables of all processes that say what is traced and logged, and how."""
+    request_log: Path | None = None
+    """Each further gateway's has its number in the name."""
 
 
 def run(options: UpOptions) -> None:
@@ -110,6 +116,7 @@ class _Service:
         self._out = Console(stderr=True, highlight=False, soft_wrap=True)
         # Secrets travel in the environment, which other users cannot read, and never in an argument list.
         self._environment = {"CLOUDMATRIX_REDIS_URL": redis_url, "CLOUDMATRIX_DATA_DIR": str(folder.path)}
+        self._environment.update(options.observe)
         self._disk_folder = folder.path / "kv"
         self._disk_bytes = disk_capacity(options.pool_disk_bytes, self._disk_folder)
         if self._disk_bytes:
@@ -156,7 +163,8 @@ class _Service:
             for index in range(count):
                 yield self._worker(role, index)
         yield self._keeper()
-        yield self._web("gateway", "app.serve", self._gateway_socket)
+        for number in range(self._options.gateways):
+            yield self._gateway(number)
         if self._console_socket is not None:
             yield self._web("console", "app.console.serve", self._console_socket)
 
@@ -182,16 +190,27 @@ class _Service:
         log_path = self._folder.logs / "keeper.log"
         return ProcessSpec(name="keeper", argv=argv, env=self._environment, log_path=log_path, is_vital=False)
 
-    def _web(self, name: str, module: str, listening: socket.socket) -> ProcessSpec:
+    def _gateway(self, number: int) -> ProcessSpec:
+        env = {}
+        if self._options.autoscale and number == 0:
+            env["CLOUDMATRIX_AUTOSCALE"] = "1"
+        path = self._options.request_log
+        if path is not None:
+            env["CLOUDMATRIX_REQUEST_LOG"] = str(path.with_stem(f"{path.stem}-{number}") if number else path)
+        name = f"gateway-{number}" if number else "gateway"
+        return self._web(name, "app.serve", self._gateway_socket, env)
+
+    def _web(
+        self, name: str, module: str, listening: socket.socket, more: Mapping[str, str] | None = None
+    ) -> ProcessSpec:
         env = {
+            **(more or {}),
             **self._environment,
             "CLOUDMATRIX_LISTEN_FD": str(listening.fileno()),
             "CLOUDMATRIX_HOST": self._options.host,
             "CLOUDMATRIX_MODEL": self._entry.id,
             "CLOUDMATRIX_GATEWAY_URL": _url(self._gateway_socket),
         }
-        if self._options.autoscale:
-            env["CLOUDMATRIX_AUTOSCALE"] = "1"
         argv = [sys.executable, "-m", module]
         log_path = self._folder.logs / f"{name}.log"
         return ProcessSpec(

@@ -19,8 +19,10 @@ from engine.protocol import BlocksPublished, Failed, Finished, FromWorker, Prefi
 from engine.sampler import Sampled
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Status
+from engine.spans import spans_of
 from engine.speculation import Drafter
 from engine.step import Outcome
+from observe.traces import Tracer
 
 CLOSING_S = 1.0
 """How long a finished request's report waits for its last published blocks."""
@@ -29,7 +31,10 @@ FailureCode = Literal["overloaded", "draining", "expired", "too_long", "invalid"
 
 
 class Lifecycle:
-    """The requests of one worker and the events they cause. For the engine thread."""
+    """The requests of one worker and the events they cause. For the engine thread.
+
+    With `publishes_early` a prompt that is handed over leaves in parts, while the rest is computed.
+    """
 
     def __init__(
         self,
@@ -41,6 +46,8 @@ class Lifecycle:
         metrics: WorkerMetrics,
         drafter: Drafter | None,
         clock: Callable[[], float],
+        tracer: Tracer | None = None,
+        publishes_early: bool = True,
     ) -> None:
         self.sequences: dict[Identity, Sequence] = {}
         self.closing: dict[Sequence, float] = {}
@@ -58,6 +65,8 @@ class Lifecycle:
         self._metrics = metrics
         self._drafter = drafter
         self._clock = clock
+        self._tracer = tracer
+        self._publishes_early = publishes_early
 
     def take_events(self) -> dict[str, list[FromWorker]]:
         """The events since the last call, by link."""
@@ -129,7 +138,9 @@ class Lifecycle:
         sequence.num_accounted = first + num_rows
         sequence.computed_tokens += max(0, min(first + num_rows, num_given) - first)
         if sequence.phase == "prefill":
-            self._publish_progress(sequence)
+            # Late where no core is left over: publishing and prefetching would hold up the prompt they are for.
+            if taken or self._publishes_early:
+                self._publish_progress(sequence)
         else:
             sequence.unpublished += filled
         if taken and sequence.unpublished:
@@ -188,6 +199,7 @@ class Lifecycle:
         """End a request that cannot be served."""
         self._scheduler.remove(sequence)
         self._forget(sequence)
+        self._trace(sequence, code)
         self._refuse(sequence, code, message)
 
     def end(self, sequence: Sequence) -> None:
@@ -200,6 +212,7 @@ class Lifecycle:
         elif handoff is not None:
             self._emit(sequence, Prefilled(request_id=request_id, handoff=handoff, report=report))
         self._metrics.finished(reason or "handoff")
+        self._trace(sequence)
 
     def _run(self, sequence: Sequence, job: Job | None) -> None:
         before = sequence.num_computed
@@ -256,6 +269,11 @@ class Lifecycle:
         sequence.timeline.close(self._clock())
         self.closing.pop(sequence, None)
         del self.sequences[sequence.identity]
+
+    def _trace(self, sequence: Sequence, error: str | None = None) -> None:
+        if self._tracer is not None and sequence.traceparent:
+            spans = spans_of(sequence, sequence.report(self._worker_id), error)
+            self._tracer.record(spans, self._clock())
 
     def _emit(self, sequence: Sequence, event: FromWorker) -> None:
         self.outbox[sequence.link].append(event)

@@ -65,6 +65,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     `namespace` is charged for the blocks; `cache_salt` narrows who finds them; the first `num_shared_blocks` are of
     the shared region (`memory_pool.keys`).
     `expires_in_s`: how long from receipt the work may still wait unstarted; None is for ever.
+    `traceparent`: W3C Trace Context of the span that this work belongs under; empty when it is not traced.
     """
 
     request_id: str
@@ -78,6 +79,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     handoff: Handoff | None = None
     expires_in_s: float | None = None
     priority: int = 0
+    traceparent: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):

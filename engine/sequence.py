@@ -113,6 +113,8 @@ class Sequence:
     prompt_set: frozenset[int] | None = None
     matcher: Matcher | None = None
     """Where its grammar stands, behind `tokens`."""
+    traceparent: str = ""
+    """The span that this belongs under; empty when it is not traced."""
 
     @classmethod
     def from_submit(
@@ -152,6 +154,7 @@ class Sequence:
             generated_counts=Counter(submit.generated_tokens) if counts else None,
             prompt_set=frozenset(submit.prompt_tokens) if sampling.repetition_penalty != 1.0 else None,
             matcher=matcher,
+            traceparent=submit.traceparent,
         )
 
     @property

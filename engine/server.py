@@ -26,6 +26,9 @@ from engine.lifeline import exit_with_parent
 from engine.protocol import Location, Role
 from engine.scheduler import Limits
 from engine.service import Options, WorkerService
+from observe import logs
+from observe.traces import VARIABLE as TRACES_VARIABLE
+from observe.traces import mode_of
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +194,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--no-pool", action="store_true", help="neither read KV from the pool nor write any there")
     add("--drain-deadline", type=_seconds, default=DRAIN_DEADLINE_S, help="seconds from SIGTERM to giving up")
+    add("--log-format", default=os.environ.get(logs.VARIABLE, "text"), help="text or json")
+    add("--otel", default=os.environ.get(TRACES_VARIABLE, "off"), help="spans go to: off, console or otlp")
     add("--nice", type=int, default=0, help="lower priority by this much")
     add("--exit-with-parent", action="store_true", help="end when the process that started this one is gone")
     return parser
@@ -206,7 +211,11 @@ def main() -> None:
         parser.error(f"--redis or {REDIS_VARIABLE} is needed: workers meet and share KV there")
     if args.nice:
         os.nice(args.nice)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        logs.configure(args.log_format, process=args.id)
+        traces = mode_of(args.otel)
+    except ValueError as error:
+        parser.error(str(error))
     options = Options(
         id=args.id,
         role=args.role,
@@ -227,6 +236,7 @@ def main() -> None:
         speculate=not args.no_speculation,
         pool_disk=args.pool_disk,
         use_pool=not args.no_pool,
+        traces=traces,
     )
     listening = socket.create_server((args.host, args.port))
     # Short switches: the engine thread comes back from a kernel and should not wait 5 ms for the interpreter.

@@ -51,6 +51,7 @@ from memory_pool.client import PoolClient
 from memory_pool.directory import AsyncDirectory
 from memory_pool.disk_tier import DiskReader
 from memory_pool.store import NoStore
+from observe.traces import Mode, new_tracer
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class Options:
     """Folder of the pool's disk tier, if this machine has one."""
     use_pool: bool = True
     """False: KV is neither read from the pool nor written to it."""
+    traces: Mode = "off"
+    """Where spans of traced requests go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +171,7 @@ class WorkerService:
         self.ended = asyncio.Event()
         self.failure: BaseException | None = None
         self.metrics = WorkerMetrics(options.model, options.id)
+        self._tracer = new_tracer(options.traces, service="cloudmatrix-worker", instance=options.id)
         self.links = Links(on_message=self._on_message, on_closed=self._on_closed)
         self._load = load
         self._make_pool = make_pool
@@ -204,6 +208,7 @@ class WorkerService:
             drafter=Drafter() if options.speculate else None,
             courtesy=Courtesy.of_process(),
             deliver=partial(_call_soon, loop, self.links.send),
+            tracer=self._tracer,
         )
         self._thread = threading.Thread(
             target=self._run, args=(self._worker, loop), name="engine", daemon=True
@@ -258,6 +263,8 @@ class WorkerService:
         self._grammar_threads.shutdown(cancel_futures=True)
         if self._engine is not None:
             self._engine.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     def record(self) -> WorkerRecord:
         """What the worker announces."""

@@ -32,6 +32,7 @@ from engine.scheduler import Limits, Plan, Scheduler
 from engine.sequence import Sequence
 from engine.speculation import Drafter
 from engine.step import Forward, Outcome, run_step
+from observe.traces import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ class Worker:
 
     `memory(block)` is the memory of a local KV block. `max_context_tokens` bounds prompt and output together and must
     fit into `num_blocks` blocks. Without a `drafter` each step gives one token, without
-    `courtesy` the worker never steps back for its neighbours. All instants are of `clock`.
+    `courtesy` the worker never steps back for its neighbours. With `publishes_early` KV to be handed over leaves while
+    the rest of its prompt is computed, without only after the first token. All instants are of `clock`.
     """
 
     def __init__(
@@ -106,6 +108,8 @@ class Worker:
         deliver: Deliver,
         drafter: Drafter | None = None,
         courtesy: Courtesy | None = None,
+        tracer: Tracer | None = None,
+        publishes_early: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.worker_id = worker_id
@@ -137,6 +141,8 @@ class Worker:
             metrics=metrics,
             drafter=drafter,
             clock=clock,
+            tracer=tracer,
+            publishes_early=publishes_early,
         )
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="step")
         self._masks = Masks()

@@ -30,6 +30,7 @@ from memory_pool.pins import Pin, Pins
 from memory_pool.redis_store import LEASE_PREFIX, RedisStore, by_tag, redis_key
 from memory_pool.shared_prefixes import SharedPrefixes
 from memory_pool.store import Put, StoreError
+from observe import logs
 
 PASS_S = 0.25
 AUDIT_S = 5.0
@@ -315,7 +316,10 @@ def main() -> None:
     url = os.environ.get("CLOUDMATRIX_REDIS_URL")
     if not url:
         parser.error("CLOUDMATRIX_REDIS_URL is not set: it names the Redis server of the pool")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        logs.configure(os.environ.get(logs.VARIABLE, "text"), process="keeper")
+    except ValueError as error:
+        parser.error(str(error))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

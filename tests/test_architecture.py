@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ["fabric", "memory_pool", "engine", "app"]
+ROOMS = ["observe", "fabric", "memory_pool", "engine", "app"]
 
 
 def test_the_map_is_complete_and_true() -> None:

@@ -1,4 +1,4 @@
-"""The order of the rooms: fabric <- memory_pool <- engine <- app, and what the gateway may see of the others."""
+"""The order of the rooms: observe <- fabric <- memory_pool <- engine <- app, and what the gateway may see of the others."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ["fabric", "memory_pool", "engine", "app"]
+ROOMS = ["observe", "fabric", "memory_pool", "engine", "app"]
 GATEWAY = ["app/gateway.py", "app/api", "app/routing", "app/metrics.py", "app/settings.py", "app/errors.py"]
 GATEWAY_SEES = {
     "engine": {"protocol", "config", "timeline"},

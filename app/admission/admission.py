@@ -28,12 +28,21 @@ ENTRY_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What the workers may hold now: decode and prefill workers, less what other gateways have there."""
+    """What the workers may hold now, and what other gateways have there of it.
+
+    `num_rivals`: other gateways that have anything under way or waiting. What is left over after theirs is this
+    gateway's, and at least an equal share: one that came first cannot keep the others out.
+    """
 
     max_sequences: int
     num_prefill_workers: int
     others_sequences: int = 0
     others_prompt_tokens: int = 0
+    num_rivals: int = 0
+
+    def left(self, whole: int, others: int) -> int:
+        """Of `whole`, of which the others have that much, what is this gateway's."""
+        return max(whole - others, whole // (1 + self.num_rivals))
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,14 +226,15 @@ class Admission:
 
     def max_sequences(self, capacity: Capacity) -> int:
         """Sequences that may be under way from here."""
-        return self.sequence_limit.within(max(1, capacity.max_sequences - capacity.others_sequences))
+        left = capacity.left(capacity.max_sequences, capacity.others_sequences)
+        return self.sequence_limit.within(max(1, left))
 
     def window_tokens(self, capacity: Capacity) -> int:
         """Prompt tokens that the workers may have before them."""
         rate = self.throughput.tokens_per_s
         wanted = MAX_WINDOW_TOKENS if rate is None else rate * self._ttft_target_s * WINDOW_SHARE
         window = min(max(wanted, MIN_WINDOW_TOKENS), MAX_WINDOW_TOKENS * max(1, capacity.num_prefill_workers))
-        return max(0, int(window) - capacity.others_prompt_tokens)
+        return capacity.left(int(window), capacity.others_prompt_tokens)
 
     def _computed(self, ticket: Ticket, num_tokens: int) -> None:
         done = min(num_tokens, ticket.uncomputed_tokens)

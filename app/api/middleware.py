@@ -22,6 +22,7 @@ from app.metrics import GatewayMetrics
 from app.requests.mailbox import Abandoned
 from app.tenancy.principal import OPERATOR, Call, Principal, enter
 from app.tenancy.tenancy import Tenancy
+from observe import logs, traces
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,13 @@ OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.js
 class Entrance:
     """The outermost ASGI layer."""
 
-    def __init__(self, app: ASGIApp, tenancy: Tenancy, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, app: ASGIApp, tenancy: Tenancy, metrics: GatewayMetrics, *, is_traced: bool = False
+    ) -> None:
         self._app = app
         self._tenancy = tenancy
         self._metrics = metrics
+        self._is_traced = is_traced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -45,6 +49,10 @@ class Entrance:
         request_id = "req_" + secrets.token_hex(16)
         state = scope.setdefault("state", {})
         state["request_id"], state["arrived_at"] = request_id, time.monotonic()
+        logs.request_id.set(request_id)
+        if self._is_traced:
+            traceparent = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+            traces.incoming.set(traceparent.decode("latin-1"))
         call = Call(OPERATOR)
         id_header = (b"x-request-id", request_id.encode())
         started = False

@@ -149,6 +149,7 @@ def summarise(
         "tpot_s": percentiles([o.tpot_s for o in completed if o.tpot_s is not None]),
         "itl_s": percentiles([gap for o in completed for gap in o.gaps_s]),
         "e2e_s": percentiles([o.e2e_s for o in completed]),
+        "good": len(good),
         "goodput_requests_per_s": len(good) / duration_s,
         "slo": {"ttft_s": slo_ttft_s, "tpot_s": slo_tpot_s},
         "cached_token_share": (

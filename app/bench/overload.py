@@ -1,7 +1,9 @@
 """`cloudmatrix bench overload`: what is left of the goodput when five times as much arrives as can be served.
 
-A ramp of open-loop rates finds the peak of the goodput (requests a second that met both objectives); then `factor`
-times the rate of that peak arrives for `duration_s`. The service is started for it, with the objectives as its targets.
+A ramp of open-loop rates, well past the knee, finds the peak of the goodput; then `factor` times the rate of that peak
+arrives for `duration_s`. Goodput: requests that met both objectives, over the seconds in which requests arrived; what
+is answered after the last arrival adds no seconds, so that steps of different lengths can be compared. The service is
+started for it, with the objectives as its targets.
 """
 
 import contextlib
@@ -9,10 +11,14 @@ import json
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.bench.load import LoadOptions, run_load
 from app.bench.peers import machine
@@ -21,7 +27,12 @@ from app.models.entry import ModelEntry
 from app.text.tokenizer import Tokenizer
 
 CLEAN = ("status 429", "status 503")
-GROWTH = 1.4
+GROWTH = 1.25
+WARM_UP_S = 8.0
+"""Of the first rate, not counted: the workers' first steps, and rates that admission learns."""
+PAST_KNEE = 0.75
+"""The ramp ends at the second rate of which less than this share is goodput."""
+MAX_STEPS = 8
 Say = Callable[[str], None]
 
 
@@ -36,7 +47,7 @@ class OverloadOptions:
     prompt_tokens: int = 128
     output_tokens: int = 32
     first_rate: float = 4.0
-    ramp_s: float = 10.0
+    ramp_s: float = 20.0
     factor: float = 5.0
     duration_s: float = 60.0
 
@@ -59,16 +70,20 @@ def run_overload(options: OverloadOptions, say: Say) -> dict[str, Any]:
             prompts = make_prompts(
                 tokenizer, num=num, tokens=options.prompt_tokens, shared_tokens=1, seed=next(seeds)
             )
-            row = _row(rate, _load(options, url, [text for text, _ in prompts], rate))
+            before = _rejections(url)
+            row = _row(rate, seconds, _load(options, url, [text for text, _ in prompts], rate, next(seeds)))
+            row["reasons"] = dict(_rejections(url) - before)
             say(
-                f"{rate:.1f} requests/s: goodput {row['goodput_per_s']:.2f}, {row['refused']} refused, "
-                f"{row['broken']} broken"
+                f"{rate:.1f} requests/s: goodput {row['goodput_per_s']:.2f}, {row['refused']} refused "
+                f"{row['reasons']}, {row['broken']} broken"
             )
             return row
 
-        at(options.first_rate, 4.0)  # warms up
+        at(options.first_rate, WARM_UP_S)
         ramp = [at(options.first_rate, options.ramp_s)]
-        while ramp[-1]["goodput_per_s"] > 0.75 * ramp[-1]["rate"] or len(ramp) < 3:
+        while (
+            sum(row["goodput_per_s"] < PAST_KNEE * row["rate"] for row in ramp) < 2 and len(ramp) < MAX_STEPS
+        ):
             ramp.append(at(ramp[-1]["rate"] * GROWTH, options.ramp_s))
         peak = max(ramp, key=lambda row: float(row["goodput_per_s"]))
         overload = at(options.factor * peak["goodput_per_s"], options.duration_s)
@@ -82,7 +97,9 @@ def run_overload(options: OverloadOptions, say: Say) -> dict[str, Any]:
     }
 
 
-def _load(options: OverloadOptions, url: str, prompts: Sequence[str], rate: float) -> dict[str, Any]:
+def _load(
+    options: OverloadOptions, url: str, prompts: Sequence[str], rate: float, seed: int
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "prompts.jsonl")
         path.write_text("\n".join(json.dumps({"prompt": text}) for text in prompts), encoding="utf-8")
@@ -95,13 +112,27 @@ def _load(options: OverloadOptions, url: str, prompts: Sequence[str], rate: floa
                 max_tokens=options.output_tokens,
                 ignore_eos=True,
                 rate=rate,
+                seed=seed,
                 slo_ttft_s=options.slo_ttft_s,
                 slo_tpot_s=options.slo_tpot_s,
             )
         )
 
 
-def _row(rate: float, result: dict[str, Any]) -> dict[str, Any]:
+def _rejections(url: str) -> Counter[str]:
+    """Requests that the gateway turned away so far, by reason."""
+    text = httpx.get(f"{url}/metrics", timeout=30).text
+    return Counter(
+        {
+            sample.labels["reason"]: int(sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "vllm:admission_rejections_total"
+        }
+    )
+
+
+def _row(rate: float, seconds: float, result: dict[str, Any]) -> dict[str, Any]:
     refused = sum(times for error, times in result["errors"].items() if error.startswith(CLEAN))
     return {
         "rate": rate,
@@ -109,7 +140,7 @@ def _row(rate: float, result: dict[str, Any]) -> dict[str, Any]:
         "completed": result["completed"],
         "refused": refused,
         "broken": result["failed"] - refused,
-        "goodput_per_s": result["goodput_requests_per_s"],
+        "goodput_per_s": result["good"] / seconds,
         "ttft_p99_s": result["ttft_s"]["p99"],
         "tpot_p99_s": result["tpot_s"]["p99"],
         "errors": result["errors"],

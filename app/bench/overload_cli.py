@@ -14,7 +14,7 @@ def overload(
     threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 2,
     slo_ttft: Annotated[float, typer.Option(min=0.01, help="Objective, seconds.")] = 2.0,
     slo_tpot: Annotated[float, typer.Option(min=0.001, help="Objective, seconds.")] = 0.1,
-    ramp: Annotated[float, typer.Option(min=1, help="Seconds of each rate of the ramp.")] = 10.0,
+    ramp: Annotated[float, typer.Option(min=1, help="Seconds of each rate of the ramp.")] = 20.0,
     factor: Annotated[float, typer.Option(min=1, help="How many times the peak arrives.")] = 5.0,
     duration: Annotated[float, typer.Option(min=1, help="Seconds of overload.")] = 60.0,
     plot_to: Annotated[Path | None, typer.Option("--plot", help="Write a picture (PNG).")] = None,

@@ -16,13 +16,16 @@ from app.admission.ticket import DEFAULT_TENANT, Ticket
 from app.api.schemas import PromptTokensDetails, Usage
 from app.errors import GatewayError
 from app.metrics import GatewayMetrics
+from app.requests.calls import CallReader
 from app.requests.chain import Chain, chain_of
 from app.requests.choice import Choice, Piece
 from app.requests.history import History
 from app.requests.mailbox import Abandoned, Mailbox
 from app.requests.record import RequestRecord
+from app.requests.request_log import RequestLog, log_end
 from app.requests.sampling import choice_seed
 from app.requests.served import ServedModel
+from app.requests.trace import RequestTrace
 from app.routing.dispatch import Dispatch, Work
 from app.routing.dispatcher import Dispatcher
 from app.tenancy.limits import spare_tokens
@@ -32,6 +35,7 @@ from app.text import TextStream
 from engine.protocol import SamplingParams, WorkerRecord
 from memory_pool.async_client import AsyncPoolClient
 from memory_pool.keys import DEFAULT_NAMESPACE
+from observe.traces import Tracer, context_of, incoming
 
 REPORT_WAIT_S = 1.5
 """How long the usage of an ended answer waits for the worker's word on cached tokens."""
@@ -62,6 +66,8 @@ class Order:
     """The caller's own order among its requests, lower first."""
     names_max_tokens: bool = True
     """Whether the caller said how long the answer may be."""
+    offers_tools: bool = False
+    """Whether answers may hold calls of tools."""
 
 
 @dataclass(kw_only=True)
@@ -74,6 +80,8 @@ class Generator:
     history: History
     metrics: GatewayMetrics
     tenancy: Tenancy
+    tracer: Tracer | None = None
+    request_log: RequestLog | None = None
 
     async def begin(self, order: Order, model: ServedModel, record: RequestRecord) -> "Generation":
         """Queue the request; its choices go as soon as there is room. Raises OverloadedError, DeadlineError,
@@ -84,13 +92,13 @@ class Generator:
         record.tenant = order.tenant
         record.prompt_tokens = sum(map(len, order.prompts))
         ticket = new_ticket(order, record.arrived_at)
-        account = await self.tenancy.admit(
-            record, model.id, prompt_tokens=record.prompt_tokens, output_tokens=ticket.output_tokens
-        )
+        context = None if self.tracer is None else context_of(incoming.get())
+        record.trace = None if context is None else RequestTrace(context)
         try:
-            self.gate.check(ticket)
-        except BaseException:
-            account.cancel()
+            account = await self._admit(record, ticket)
+        except GatewayError as error:
+            record.end("failed", time.monotonic(), error.message)
+            self.over(record, (), layout.block_tokens)
             raise
         generation = Generation(self, order, model, record, ticket, account)
         self.history.begin(record)
@@ -100,6 +108,26 @@ class Generator:
             generation.end(error)
             raise
         return generation
+
+    async def _admit(self, record: RequestRecord, ticket: Ticket) -> Account:
+        account = await self.tenancy.admit(
+            record, record.model, prompt_tokens=record.prompt_tokens, output_tokens=ticket.output_tokens
+        )
+        try:
+            self.gate.check(ticket)
+        except BaseException:
+            account.cancel()
+            raise
+        return account
+
+    def over(self, record: RequestRecord, block_keys: Sequence[Sequence[bytes]], block_tokens: int) -> None:
+        """Nothing more will be known of a request: trace it and log it, where that is wanted."""
+        if self.tracer is not None and record.trace is not None:
+            now = time.monotonic()
+            self.tracer.record(record.trace.spans(record, now), now)
+        log_end(record)
+        if self.request_log is not None:
+            self.request_log.write(record, block_keys, block_tokens)
 
 
 @dataclass(eq=False)
@@ -114,6 +142,9 @@ class Generation:
     account: Account
     mailbox: Mailbox = field(default_factory=Mailbox)
     choices: list[Choice] = field(default_factory=list)
+    block_keys: list[list[bytes]] = field(default_factory=list)
+    """Names of each prompt's full blocks."""
+    block_tokens: int = 0
     _is_ended: bool = False
     _last_at: dict[int, float] = field(default_factory=dict)
 
@@ -128,6 +159,7 @@ class Generation:
             chain_of(prompt, layout, prefixes, namespace=order.namespace, salt=order.cache_salt)
             for prompt in order.prompts
         ]
+        self.block_keys, self.block_tokens = [chain.keys for chain in chains], layout.block_tokens
         found = [
             await pool.lookup(chain.keys, order.namespace, num_shared_blocks=chain.num_shared_blocks)
             for chain in chains
@@ -185,7 +217,8 @@ class Generation:
     def _choice(self, dispatch: Dispatch) -> Choice:
         tokenizer = self.model.text.tokenizer
         stream = TextStream(tokenizer, self.order.stops, continues_text=self.order.continues_text)
-        return Choice(dispatch.work.choice, dispatch, tokenizer, stream)
+        calls = CallReader() if self.order.offers_tools else None
+        return Choice(dispatch.work.choice, dispatch, tokenizer, stream, calls)
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """Visible pieces as they come, several at a time; an empty list after a tick. Ends with the last choice.
@@ -251,6 +284,7 @@ class Generation:
 
     def _on_reported(self) -> None:
         self.generator.metrics.observe(self.record, self.order)
+        self.generator.over(self.record, self.block_keys, self.block_tokens)
         if self.record.status == "failed" and not self._num_tokens():
             self.account.cancel()
         else:

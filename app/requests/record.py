@@ -6,8 +6,9 @@ before each phase. Work that a worker went on with after the answer had ended is
 """
 
 import asyncio
+import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -15,6 +16,9 @@ from app.admission.ticket import DEFAULT_TENANT
 from app.routing.router import Route
 from engine.protocol import Report, Reuse
 from fabric.ledger import DEEPSEEK_R1_KV_BYTES_PER_TOKEN, Transfer, scaled, total
+
+if TYPE_CHECKING:
+    from app.requests.trace import RequestTrace
 
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 
@@ -120,6 +124,7 @@ class RequestRecord:
         "cached_tokens",
         "completion_tokens",
         "created",
+        "created_s",
         "ended_at",
         "endpoint",
         "error",
@@ -139,6 +144,7 @@ class RequestRecord:
         "status",
         "stream",
         "tenant",
+        "trace",
         "transfers",
         "written_tokens",
     )
@@ -147,9 +153,13 @@ class RequestRecord:
         self.request_id = request_id
         self.endpoint = endpoint
         self.created = created
+        self.created_s = round(time.time() - (time.monotonic() - arrived_at), 3)
+        """Unix time of arrival."""
         self.arrived_at = arrived_at
         self.model = ""
         self.tenant = DEFAULT_TENANT
+        self.trace: RequestTrace | None = None
+        """None when it is not traced."""
         self.stream = False
         self.num_choices = 1
         self.status: Status = "queued"

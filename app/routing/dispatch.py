@@ -25,6 +25,7 @@ from app.errors import (
 )
 from app.requests.mailbox import Mailbox, Produced
 from app.requests.record import RequestRecord
+from app.requests.trace import Stay
 from app.routing.router import Route
 from app.routing.workers import Worker
 from engine.protocol import (
@@ -86,6 +87,8 @@ class _Leg:
     sent_at: float
     num_prompt_tokens: int
     counts_cached: bool
+    stay: Stay | None
+    """Its place in the request's trace; None when that is not recorded."""
 
     def on_event(self, event: FromWorker) -> None:
         self.dispatch.on_event(self, event)
@@ -97,6 +100,17 @@ class _Leg:
         """The worker's prefill queue no longer holds this prompt."""
         self.worker.prompt_tokens_sent -= self.num_prompt_tokens
         self.num_prompt_tokens = 0
+
+    def note(self, event: FromWorker | None, now: float) -> None:
+        """For the trace: the first token and the end; None is the loss of the worker."""
+        if self.stay is None:
+            return
+        if isinstance(event, Tokens):
+            self.stay.first_token_at = self.stay.first_token_at or now
+        elif event is None or isinstance(event, Prefilled | Finished | Failed):
+            self.stay.ended_at = now
+            if event is None or isinstance(event, Failed):
+                self.stay.error = "lost" if event is None else event.code
 
 
 @dataclass(eq=False)
@@ -113,6 +127,10 @@ class Dispatch:
     _route: Route | None = None
     _leg: _Leg | None = None
     _handoff: Handoff | None = None
+    _handed_over: Stay | None = None
+    """The stay whose worker handed over, until another one has taken it."""
+    _routed_at: float | None = None
+    """When the route that nothing was sent on yet began to be looked for."""
     _avoid: list[str] = field(default_factory=list)
     _faults: int = 0
     _attempt: int = 0
@@ -181,6 +199,7 @@ class Dispatch:
 
     def on_event(self, leg: _Leg, event: FromWorker) -> None:
         """What a worker says of this choice; reports count even after the end, nothing else does."""
+        leg.note(event, self.dispatcher.clock())
         if isinstance(event, Prefilled | Finished):
             self._note_report(leg, event)
         elif isinstance(event, Failed):
@@ -203,6 +222,7 @@ class Dispatch:
 
     def on_lost(self, leg: _Leg) -> None:
         """The worker died, or its link did: somebody else goes on."""
+        leg.note(None, self.dispatcher.clock())
         self.work.record.end_leg()
         if self.is_over or leg is not self._leg:
             return
@@ -259,6 +279,7 @@ class Dispatch:
     def _on_prefilled(self, leg: _Leg, event: Prefilled) -> None:
         leg.prompt_is_done()
         self._handoff = event.handoff
+        self._handed_over = leg.stay
         self._leg = None
         self.decode()
         self._start_followers()
@@ -300,10 +321,10 @@ class Dispatch:
             self.begin()
 
     def _choose(self, again: Callable[[], None]) -> Route | None:
-        work = self.work
+        work, began_at = self.work, self.dispatcher.clock()
         chosen = self.dispatcher.route(work, self._avoid)
         if chosen is not None:
-            self._route = chosen
+            self._route, self._routed_at = chosen, began_at
             if work.choice == 0 or work.record.route is None:
                 work.record.route = chosen
             return chosen
@@ -323,7 +344,20 @@ class Dispatch:
         num_prompt_tokens = len(work.prompt_tokens) if phase != "decode" or self._handoff is None else 0
         worker.prompt_tokens_sent += num_prompt_tokens
         counts_cached = work.leads and num_prompt_tokens > 0 and not self.generated
-        self._leg = _Leg(self, worker, self._wire_id(phase), phase, now, num_prompt_tokens, counts_cached)
+        stay = None
+        if work.record.trace is not None:
+            stay = work.record.trace.stay(
+                phase=phase,
+                worker_id=worker_id,
+                choice=work.choice,
+                routed_at=self._routed_at,
+                sent_at=now,
+                after=self._handed_over,
+            )
+            self._handed_over = self._routed_at = None
+        self._leg = _Leg(
+            self, worker, self._wire_id(phase), phase, now, num_prompt_tokens, counts_cached, stay
+        )
         work.record.attempts += 1
         work.record.begin_leg()
         if work.record.status == "queued":
@@ -341,6 +375,7 @@ class Dispatch:
                 handoff=self._handoff if phase == "decode" else None,
                 expires_in_s=expires_in_s,
                 priority=work.ticket.priority,
+                traceparent="" if stay is None else stay.context.traceparent,
             ),
             self._leg,
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from app.admission.gate import Gate
 from app.errors import UnavailableError
 from app.routing.dispatch import Dispatch, Work
+from app.routing.peers import GatewayLoad, Peers
 from app.routing.router import Demand, Route, route
 from app.routing.scorers import Candidate
 from app.routing.workers import Worker, Workers
@@ -29,7 +30,9 @@ class Dispatcher:
         failover_s: float,
         retry_after_s: float,
         clock: Callable[[], float] = time.monotonic,
+        peers: Peers | None = None,
     ) -> None:
+        self._peers = peers
         self.gate = gate
         self.clock = clock
         self.failover_s = failover_s
@@ -68,7 +71,20 @@ class Dispatcher:
 
     def candidates(self) -> list[Candidate]:
         """The workers as the router sees them."""
-        return [_candidate(worker) for worker in self._workers.all()]
+        return [_candidate(worker, self._peers) for worker in self._workers.all()]
+
+    def load(self) -> GatewayLoad:
+        """What this gateway has at the workers, as it tells the others."""
+        admission = self.gate.admission
+        return GatewayLoad(
+            sequences=admission.num_sequences,
+            prompt_tokens=admission.prompt_tokens,
+            queued=admission.num_queued,
+            workers={
+                worker.record.id: (worker.link.num_in_flight, worker.prompt_tokens_sent)
+                for worker in self._workers.all()
+            },
+        )
 
     def route(self, work: Work, avoid: Sequence[str]) -> Route | None:
         """The best route for a choice now."""
@@ -132,8 +148,9 @@ class Dispatcher:
         return len(block_keys)
 
 
-def _candidate(worker: Worker) -> Candidate:
+def _candidate(worker: Worker, peers: Peers | None) -> Candidate:
     record = worker.record
+    sequences, prompt_tokens = (0, 0) if peers is None else peers.at_worker(record.id)
     return Candidate(
         worker_id=record.id,
         role=record.role,
@@ -142,8 +159,8 @@ def _candidate(worker: Worker) -> Candidate:
         model=record.model,
         location=record.location,
         max_context_tokens=record.max_context_tokens,
-        num_sequences=max(record.running + record.waiting, worker.link.num_in_flight),
-        num_queued_tokens=max(record.queued_tokens, worker.prompt_tokens_sent),
+        num_sequences=max(record.running + record.waiting, worker.link.num_in_flight + sequences),
+        num_queued_tokens=max(record.queued_tokens, worker.prompt_tokens_sent + prompt_tokens),
         kv_blocks_used=record.kv_blocks_used,
         kv_blocks_total=record.kv_blocks_total,
     )

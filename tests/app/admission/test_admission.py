@@ -217,10 +217,22 @@ def test_leaving_the_queue_gives_everything_back() -> None:
 
 def test_what_other_gateways_have_there_is_left_room_for() -> None:
     queues = admission()
-    capacity = Capacity(max_sequences=4, num_prefill_workers=1, others_sequences=3, others_prompt_tokens=9000)
-    for _ in range(3):
+    # 8 places, of which others have 3: 5 are left.
+    capacity = Capacity(max_sequences=8, num_prefill_workers=1, others_sequences=3, num_rivals=1)
+    for _ in range(8):
         queues.offer(ticket(), capacity, 0.0)
-    assert len(queues.release(capacity, 0.0)) == 1
+    assert len(queues.release(capacity, 0.0)) == 5
+
+
+def test_a_gateway_that_came_later_has_an_equal_share() -> None:
+    queues = admission()
+    # All 9 places are taken by two other gateways, and more prompt tokens than the window: a third of them is ours.
+    capacity = Capacity(
+        max_sequences=9, num_prefill_workers=1, others_sequences=9, others_prompt_tokens=9000, num_rivals=2
+    )
+    for _ in range(9):
+        queues.offer(ticket(), capacity, 0.0)
+    assert len(queues.release(capacity, 0.0)) == 3
 
 
 requests = st.lists(
