@@ -7,6 +7,7 @@ work. When a component fails, the bytes that were left on dead links are cut ane
 A transfer on an otherwise idle fabric takes exactly `cost.transfer_time`; sharing only makes it longer.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,3 +146,19 @@ class MatrixLink:
                 del self._transfers[transfer_id]
                 lost.append(transfer_id)
         return lost
+
+
+def seconds_beside(
+    transfers: Sequence[tuple[Place, Place, int]], qos: Sequence[QoS], topology: Topology = SUPERNODE
+) -> list[float]:
+    """Seconds of UB transfers (from, to, bytes) that begin at the same instant, each in its class of service.
+
+    Raises `FabricError` for impossible places or when no way is left.
+    """
+    link = MatrixLink(topology)
+    for number, ((src, dst, num_bytes), service) in enumerate(zip(transfers, qos, strict=True)):
+        link.start(str(number), src, dst, num_bytes, 0.0, qos=service)
+    found = {}
+    while (at := link.next_event_at()) is not None:
+        found |= {number: at for at, number in link.advance(at)}
+    return [found[str(number)] for number in range(len(transfers))]

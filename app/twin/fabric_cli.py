@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fabric.cost import transfer_report
+from fabric.matrixlink import QOS_WEIGHT, QoS, seconds_beside
 from fabric.published import validate_fabric
-from fabric.topology import FabricError, Topology
+from fabric.topology import FabricError, Place, Topology, parse_place
 
 fabric_app = typer.Typer(
     name="fabric", help="Price transfers on CloudMatrix384's planes (modelled).", no_args_is_help=True
@@ -28,12 +29,21 @@ def transfer(
     num_bytes: Annotated[int, typer.Option("--bytes", help="How many bytes.")],
     failed: Annotated[list[str] | None, typer.Option(help="A broken component, such as l2:3.5.")] = None,
     npus: Annotated[int, typer.Option(help="Size of the supernode.")] = 384,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(help="SRC,DST[,expert|cache|bulk]: as many bytes at the same instant; may be repeated."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Seconds that bytes take over UB, RoCE and VPC, and the way they go on UB."""
+    """Seconds that bytes take over UB, RoCE and VPC, and the way they go on UB; with others beside them, on UB."""
     try:
         topology = Topology.of_npus(npus).without(*(failed or []))
         report = transfer_report(src, dst, num_bytes, topology)
+        if beside:
+            ends = [(parse_place(src), parse_place(dst), "cache"), *(_beside(text) for text in beside)]
+            report["shared_ub_s"] = seconds_beside(
+                [(a, b, num_bytes) for a, b, _ in ends], [qos for _, _, qos in ends], topology
+            )
     except FabricError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -52,8 +62,26 @@ def transfer(
         table.add_row(plane, f"{report[f'{plane}_s']:.4g}", f"{line_rate[plane]:.4g}", basis[plane])
     if report["gpu_cluster_s"] is not None:
         table.add_row("H800 cluster", f"{report['gpu_cluster_s']:.4g}", "", basis["gpu_cluster"])
+    shared = report.get("shared_ub_s", [])
+    assert isinstance(shared, list)
+    for text, seconds in zip([f"{src},{dst}", *(beside or [])], shared, strict=bool(shared)):
+        table.add_row(
+            f"ub, shared: {text}",
+            f"{seconds:.4g}",
+            "",
+            "max-min fair shares of every lane, by class of service",
+        )
     table.caption = " > ".join(report["path"]) + f"  (one of {report['num_paths']} ways)"
     Console().print(table)
+
+
+def _beside(text: str) -> tuple[Place, Place, QoS]:
+    src, _, rest = text.partition(",")
+    dst, _, named = rest.partition(",")
+    for qos in QOS_WEIGHT:
+        if (named or "cache") == qos:
+            return parse_place(src.strip()), parse_place(dst.strip()), qos
+    raise FabricError(f"beside {text!r}: {named!r} is not one of {', '.join(QOS_WEIGHT)}")
 
 
 @fabric_app.command()

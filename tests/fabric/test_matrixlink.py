@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.cost import transfer_time
-from fabric.matrixlink import MatrixLink, stripes
+from fabric.matrixlink import MatrixLink, seconds_beside, stripes
 from fabric.topology import SUPERNODE, FabricError, Place, Topology, parse_place
 
 A, B, C = parse_place("die:0"), parse_place("die:32"), parse_place("die:48")
@@ -93,3 +93,16 @@ def test_no_ub_link_is_ever_above_its_rate(ends: list[tuple[int, int, int]], bro
         if next_at is None:
             break
         link.advance(next_at)
+
+
+def test_transfers_beside_one_another_by_hand() -> None:
+    ends = [parse_place(f"npu:{i}") for i in (0, 100, 200)]
+    pair = [(ends[0], ends[1], 392 * 10**6), (ends[0], ends[2], 392 * 10**6)]
+    startup_s = transfer_time(ends[0], ends[1], 0)
+    # one alone is held by what its dies read (328 GB/s); two share the 14 lanes of 28 GB/s: 196 GB/s each
+    assert seconds_beside(pair[:1], ["cache"]) == pytest.approx([392e6 / 328e9 + startup_s])
+    assert seconds_beside(pair, ["cache", "cache"]) == pytest.approx([2e-3 + startup_s] * 2)
+    # 4 to 1: 313.6 GB/s and 78.4; the first is through at 1.25 ms, the other has 294 MB left and goes on at 328 GB/s
+    first, second = seconds_beside(pair, ["cache", "bulk"])
+    assert first == pytest.approx(1.25e-3 + startup_s)
+    assert second == pytest.approx(1.25e-3 + 294e6 / 328e9 + startup_s)

@@ -16,7 +16,13 @@ def test_fabric_transfer_prints_the_contract() -> None:
     found = json.loads(runner.invoke(fabric_app, words).stdout)
     assert {"num_bytes", "ub_s", "roce_s", "vpc_s", "path"} <= found.keys()
     assert found["ub_s"] < found["roce_s"] < found["vpc_s"]
-    table = runner.invoke(fabric_app, words[:-1])
+    shared = json.loads(runner.invoke(fabric_app, [*words, "--beside", "npu:0,npu:200"]).stdout)[
+        "shared_ub_s"
+    ]
+    # both go out of one package at 392 GB/s together
+    assert shared == pytest.approx([2 * 287_834_112 / 392e9] * 2, rel=0.01)
+    table = runner.invoke(fabric_app, [*words[:-1], "--beside", "npu:0,npu:200,bulk"])
+    assert "shared" in table.stdout
     assert table.exit_code == 0
     assert "roce" in table.stdout
 
@@ -29,6 +35,8 @@ def test_fabric_transfer_prints_the_contract() -> None:
         (["--src", "npu:0", "--dst", "npu:1", "--bytes", "-1"], "num_bytes"),
         (["--src", "npu:0", "--dst", "npu:1", "--bytes", "1", "--npus", "385"], "num_npus"),
         (["--src", "npu:0", "--dst", "npu:1", "--bytes", "1", "--failed", "l3:1.1"], "l3:1.1"),
+        (["--src", "npu:0", "--dst", "npu:1", "--bytes", "1", "--beside", "npu:0"], "place ''"),
+        (["--src", "npu:0", "--dst", "npu:1", "--bytes", "1", "--beside", "npu:0,npu:9,gold"], "'gold'"),
     ],
 )
 def test_fabric_refuses_by_name(words: list[str], named: str) -> None:

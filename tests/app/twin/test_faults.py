@@ -153,7 +153,7 @@ FAULTS = ("prefill:0", "prefill:1", "decode:0", "decode:1", "node:0", "pool:0", 
 
 
 def random_run(seed: int) -> Outcome:
-    """Up to 60 requests in 20 s with shared prefixes, up to 8 faults that pass, with or without wires and autoscaler."""
+    """Up to 60 requests in 20 s with shared prefixes, up to 8 faults that pass, some with wires or the autoscaler."""
     random = Random(seed)
     lengths = (4, 8, 12, 100, 101, 300, random.randint(1, 300))
     trace = [
