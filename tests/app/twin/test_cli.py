@@ -53,6 +53,19 @@ def test_the_published_fabric_comes_back() -> None:
     assert "UB NPU to NPU" in table.stdout
 
 
+def test_dispatch_and_combine_by_ep_degree() -> None:
+    found = json.loads(runner.invoke(fabric_app, ["exchange", "--ep", "256", "--json"]).stdout)["rows"]
+    dispatch, combine = found
+    # Table 6; over a die's card 128 x 8 x 7,680 B at 25 GB/s x 85 % take 370 us and 5 of latency
+    assert dispatch["UB, fused"] == {"seconds": pytest.approx(152e-6), "bound": "operator"}
+    assert combine["H800, DeepEP"]["seconds"] == pytest.approx(360e-6, rel=0.01)
+    assert dispatch["RoCE, fused"] == {"seconds": pytest.approx(375e-6, rel=0.01), "bound": "link"}
+    assert dispatch["UB, not fused"]["seconds"] > 1.5 * dispatch["UB, fused"]["seconds"]
+    assert runner.invoke(fabric_app, ["exchange", "--tokens", "16"]).exit_code == 0
+    refused = runner.invoke(fabric_app, ["exchange", "--ep", "1"])
+    assert (refused.exit_code, "ep: 1" in refused.stderr) == (2, True)
+
+
 def test_a_larger_pool_finds_more_and_every_prediction_has_its_label(tmp_path: Path) -> None:
     trace = str(write_trace(tmp_path / "t.jsonl", 80))
     words = ["compare", "pool_bytes=1e9", "pool_bytes=1e12", "--trace", trace, "--json"]
