@@ -11,6 +11,7 @@ from app.twin.replay import simulate
 from app.twin.scenario import Scenario, from_words
 from app.twin.trace import read
 from fabric.cost import transfer_time
+from fabric.gpu_cluster import GPUCluster
 from fabric.topology import Place
 
 FIGURES = {
@@ -78,10 +79,13 @@ def _at(run: Mapping[str, Any], figure: str) -> Any:
 
 
 def handover_s(scenario: Scenario) -> float:
-    """KV of one prompt between the first and the last NPU of the supernode."""
+    """KV of one prompt between the first and the last NPU of the supernode, or GPU of a cluster of the same size."""
     num_bytes = scenario.prompt_tokens * r1.KV_BYTES_PER_TOKEN
+    if not scenario.machine.has_ub:
+        cluster = GPUCluster(scenario.num_npus, nic_bytes_per_s=scenario.machine.nic_bytes_per_s)
+        return cluster.transfer_time(0, scenario.num_npus - 1, num_bytes)
     src, dst = Place("npu", 0), Place("npu", scenario.num_npus - 1)
-    return transfer_time(src, dst, num_bytes, scenario.prefill_point().plane, topology=scenario.topology)
+    return transfer_time(src, dst, num_bytes, scenario.wire, topology=scenario.topology)
 
 
 def _split(text: str) -> list[str]:

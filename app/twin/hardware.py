@@ -34,6 +34,11 @@ class Hardware:
     exchange_library: Library
     source: str
 
+    @property
+    def has_ub(self) -> bool:
+        """Whether ranks reach one another over Unified Bus; others have RoCE between their nodes."""
+        return self.exchange_library == "cann"
+
 
 ASCEND_910C = Hardware(
     name="ascend-910c",

@@ -138,7 +138,7 @@ class SupernodeMachine:
         """Trunks of the fabric, what the pool's servers send together, and what each instance takes from them."""
         scenario = self.scenario
         servers = scenario.topology.num_nodes - self._num_lost_pool_servers
-        capacity = {**trunk_capacity(scenario.topology), "pool>": servers * _server_rate(scenario.plane)}
+        capacity = {**trunk_capacity(scenario.topology), "pool>": servers * _server_rate(scenario.wire)}
         for unit in range(scenario.prefill_instances + scenario.decode_instances):
             capacity[f"pool>unit:{unit}"] = self._load_rate
         return capacity
@@ -171,7 +171,8 @@ class SupernodeMachine:
 def _load_rate(scenario: Scenario) -> float:
     """Bytes per second that one instance reads from the pool."""
     point = scenario.prefill_point()
-    return scenario.prefill_npus * 2 * pool_bytes_per_s(point.plane, point.fabric_share)
+    ranks = scenario.prefill_npus * scenario.machine.ranks_per_device
+    return ranks * pool_bytes_per_s(point.plane, point.fabric_share, scenario.machine)
 
 
 def _server_rate(plane: str) -> float:

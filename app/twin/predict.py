@@ -31,7 +31,7 @@ def predict(scenario: Scenario) -> dict[str, Any]:
     return {
         "model": scenario.model,
         "hardware": scenario.hardware,
-        "plane": scenario.plane,
+        "plane": scenario.wire,
         "phase": scenario.phase,
         "prefill_tokens_per_s_per_npu": scenario.tokens_per_npu / batch_s,
         "decode_tokens_per_s_per_npu": scenario.batch_per_npu / tpot_s,
@@ -74,7 +74,8 @@ def label(scenario: Scenario, values: Mapping[str, float]) -> dict[str, Any]:
     for key, value in values.items():
         low, high = VALIDATED[key]
         if not low <= value <= high:
-            reasons.append(f"{key} {value:.4g} is outside the validated {low:g} to {high:g}")
+            found = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            reasons.append(f"{key} {found} is outside the validated {low:,g} to {high:,g}")
     if scenario.plane != "ub":
         reasons.append("no published result on this machine uses RoCE for expert traffic")
     if scenario.hardware != "ascend-910c":

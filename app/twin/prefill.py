@@ -14,7 +14,6 @@ from app.twin.hardware import ASCEND_910C, Hardware
 from app.twin.parameters import PUBLISHED, Parameters
 from fabric.collectives import COMBINE_BYTES, DISPATCH_BYTES, TOP_K
 from fabric.planes import (
-    ROCE_DIE,
     ROCE_EFFICIENCY,
     TRANSCEIVERS_PER_DIE,
     UB_CPU,
@@ -80,7 +79,7 @@ class PrefillPoint:
     def load_s(self) -> float:
         """Reading the cached part from the pool when all ranks do so at once."""
         num_bytes = self.tokens_per_rank * self.reuse * r1.KV_BYTES_PER_TOKEN
-        return num_bytes / pool_bytes_per_s(self.plane, self.fabric_share)
+        return num_bytes / pool_bytes_per_s(self.plane, self.fabric_share, self.hardware)
 
     def batch_s(self) -> float:
         """The whole batch: the time to first token of prompts that start together."""
@@ -99,13 +98,13 @@ def remote_nodes_per_token(ep: int) -> float:
     return reached * (1 - 1 / nodes)
 
 
-def pool_bytes_per_s(plane: Plane, fabric_share: float = 1.0) -> float:
-    """A die's share of the pool's bandwidth when every die reads: CPU ports on UB, the die's card otherwise."""
+def pool_bytes_per_s(plane: Plane, fabric_share: float = 1.0, hardware: Hardware = ASCEND_910C) -> float:
+    """A rank's share of the pool's bandwidth when every rank reads: CPU ports on UB, the rank's card on RoCE."""
     dies = 2 * NPUS_PER_NODE
     if plane == "ub":
         ports = UB_CPU.value * CPUS_PER_NODE / dies
         lanes = UB_LANE.value * TRANSCEIVERS_PER_DIE * max(fabric_share, 1e-9)
         return min(UB_TABLE["cpu", "read", False].bytes_per_s, ports, lanes)
     if plane == "roce":
-        return ROCE_DIE.value * ROCE_EFFICIENCY.value
+        return hardware.nic_bytes_per_s * ROCE_EFFICIENCY.value
     return VPC_NODE.value / dies

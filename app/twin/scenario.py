@@ -20,6 +20,7 @@ from app.twin.hardware import Hardware, profile
 from app.twin.parameters import PUBLISHED, Parameters
 from app.twin.prefill import PrefillPoint
 from fabric.cost import surviving_share
+from fabric.planes import Plane
 from fabric.topology import FabricError, Topology
 
 MODELS = ("deepseek-r1",)
@@ -132,7 +133,7 @@ class Scenario:
             batch_per_rank=batch / self.machine.ranks_per_device,
             context_tokens=context,
             ep=self.decode_ep,
-            plane=self._plane,
+            plane=self.wire,
             mtp=self.mtp,
             microbatch=self.microbatch,
             imbalanced=self.eplb == "default",
@@ -148,7 +149,7 @@ class Scenario:
             tokens_per_rank=tokens / self.machine.ranks_per_device,
             prompt_tokens=self.prompt_tokens,
             ep=self.prefill_ep,
-            plane=self._plane,
+            plane=self.wire,
             microbatch=self.microbatch,
             imbalanced=self.eplb == "default",
             fabric_share=surviving_share(self.topology),
@@ -164,8 +165,9 @@ class Scenario:
         return PUBLISHED
 
     @property
-    def _plane(self) -> Any:
-        return self.plane
+    def wire(self) -> Plane:
+        """The plane that carries experts and cached KV: as asked, but GPUs have no UB."""
+        return "ub" if self.plane == "ub" and self.machine.has_ub else "roce"
 
     def _check_values(self) -> None:
         for key, allowed in CHOICES.items():

@@ -3,9 +3,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from app.twin import deepseek as r1
+from app.twin.compare import compare
 from app.twin.fit import fit
 from app.twin.parameters import PUBLISHED
 from app.twin.predict import predict
+from app.twin.prefill import remote_nodes_per_token
 from app.twin.scenario import Scenario
 from app.twin.validate import validate
 
@@ -82,3 +84,22 @@ def test_a_single_lost_switch_chip_is_not_felt_but_a_dark_node_is() -> None:
     # one of 112 lanes left: dispatch and combine of 48 tokens would need 1.2 GB/s
     most = ",".join(f"l1:0.{k}" for k in range(6)) + "," + ",".join(f"l1:0.6>l2:6.{c}" for c in range(15))
     assert predict(replace(base, failed=most))["tpot_s"] > 2 * one["tpot_s"]
+
+
+def test_gpus_have_no_ub_whatever_is_asked() -> None:
+    # 90 % of a 4K prompt of 8,192 tokens a rank, over a card of 50 GB/s at 85 %
+    h800 = predict(Scenario(hardware="h800", phase="prefill", reuse=0.9, tokens_per_npu=8192))
+    assert h800["plane"] == "roce"
+    assert h800["pool_load_s"] == pytest.approx(0.9 * 8192 * 70_272 / (0.85 * 50e9))
+    compared = compare("hardware=ascend-910c", "hardware=h800", {"batch_per_npu": 64})
+    # 287.8 MB: 328 GB/s on UB, 42.5 GB/s on one card
+    assert compared["ratio"]["handover_s"] == pytest.approx(328 / 42.5, rel=0.01)
+
+
+def test_a_token_goes_over_rdma_once_per_node_and_to_four_at_most() -> None:
+    assert remote_nodes_per_token(8) == 0
+    # two nodes: both are reached but for 2 of 256 cases, one of them is its own
+    assert remote_nodes_per_token(16) == pytest.approx(2 * (1 - 2**-8) / 2)
+    # 4 x (1 - 0.75^8) = 3.6 nodes, of which three quarters are others
+    assert remote_nodes_per_token(32) == pytest.approx(2.7, rel=0.01)
+    assert remote_nodes_per_token(320) < 3.6
