@@ -3,6 +3,7 @@ FROM python:3.12-slim
 
 WORKDIR /srv/cloudmatrix
 COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY observe observe
 COPY fabric fabric
 COPY memory_pool memory_pool
 COPY engine engine

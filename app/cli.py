@@ -9,6 +9,7 @@ from app.bench.cli import bench_app
 from app.evaluate.cli import eval_app
 from app.models.cli import models_app
 from app.pool_cli import pool_app
+from app.requests.cli import requests_app
 from app.tenancy.cli import keys_app
 from app.twin.cli import twin_app
 from app.twin.fabric_cli import fabric_app
@@ -27,6 +28,7 @@ for sub_app, name in (
     (bench_app, "bench"),
     (eval_app, "eval"),
     (pool_app, "pool"),
+    (requests_app, "requests"),
     (keys_app, "keys"),
     (fabric_app, "fabric"),
     (twin_app, "twin"),

@@ -89,7 +89,7 @@ def create_app(
         peers=peers,
     )
     peers.load = dispatcher.load
-    metrics.watch(dispatcher, workers)
+    metrics.watch(dispatcher, workers, peers)
     tenancy = Tenancy(settings)
     tracer = new_tracer(settings.otel, service="cloudmatrix-gateway", instance=own_id)
     request_log = None if settings.request_log is None else RequestLog(settings.request_log)

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from app.admission.admission import Admission
 from app.requests.record import RequestRecord, public_miss_reason
 from app.routing.dispatcher import Dispatcher
+from app.routing.peers import Peers
 from app.routing.workers import Workers
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ class GatewayMetrics:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
 
-    def watch(self, dispatcher: Dispatcher, workers: Workers) -> None:
+    def watch(self, dispatcher: Dispatcher, workers: Workers, peers: Peers) -> None:
         """Export gauges of what is under way and of the workers' announced load."""
         self.registry.register(_WorkerGauges(workers, self._model))
         in_flight = Gauge(
@@ -281,6 +282,16 @@ class GatewayMetrics:
             "cloudmatrix_choices_parked", "Choices waiting for a worker to appear.", registry=self.registry
         )
         parked.set_function(lambda: dispatcher.num_parked)
+        others = Gauge(
+            "cloudmatrix_other_gateways", "Other gateways that this one knows of.", registry=self.registry
+        )
+        others.set_function(lambda: len(peers.others))
+        elsewhere = Gauge(
+            "cloudmatrix_other_gateways_sequences",
+            "Sequences that other gateways have with the workers.",
+            registry=self.registry,
+        )
+        elsewhere.set_function(lambda: sum(load.sequences for load in peers.others.values()))
         self.registry.register(_AdmissionGauges(dispatcher.gate.admission))
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:

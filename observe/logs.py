@@ -14,7 +14,7 @@ VARIABLE = "CLOUDMATRIX_LOG_FORMAT"
 Format = Literal["text", "json"]
 FORMATS: tuple[str, ...] = get_args(Format)
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-CHATTY = ("httpx", "httpcore", "websockets", "opentelemetry")
+CHATTY = ("httpx", "httpcore", "websockets", "opentelemetry", "alembic")
 """Libraries that write a line for every call they make."""
 _PLAIN = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "color_message", "taskName"}
 
