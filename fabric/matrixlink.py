@@ -158,7 +158,7 @@ def seconds_beside(
     link = MatrixLink(topology)
     for number, ((src, dst, num_bytes), service) in enumerate(zip(transfers, qos, strict=True)):
         link.start(str(number), src, dst, num_bytes, 0.0, qos=service)
-    found = {}
+    found: dict[str, float] = {}
     while (at := link.next_event_at()) is not None:
         found |= {number: at for at, number in link.advance(at)}
     return [found[str(number)] for number in range(len(transfers))]

@@ -82,6 +82,10 @@ def replay(
             words.append(f"faults={','.join(fail)}")
         chosen = _scenario(scenario, words, None)
         requests = read(trace, chosen.speedup)
+        if profile is not None and (fail or autoscale):
+            raise TwinError(
+                "--profile simulates this machine's service as it is: leave out --fail and --autoscale"
+            )
         if profile is None:
             _print(run(requests, chosen), as_json, tables.replay_table)
         else:

@@ -117,6 +117,7 @@ def test_every_answer_is_one_json_object(tmp_path: Path) -> None:
         (["replay", "--trace", "t.jsonl", "--fail", "decode:1@5"], "decode:0"),
         (["replay", "--trace", "t.jsonl", "--fail", "decode:0"], "WHAT@START"),
         (["replay", "--trace", "t.jsonl", "--autoscale"], "decode_npus"),
+        (["replay", "--trace", "TRACE", "--fail", "pool:0@1", "--profile", "p.json"], "--profile"),
         (["compare", "ub", "ub"], "both sides"),
         (["compare", "ub", "num_npus=400"], "num_npus: "),
         (
@@ -126,7 +127,8 @@ def test_every_answer_is_one_json_object(tmp_path: Path) -> None:
         (["calibrate", "--base-url", "http://127.0.0.1:9", "--model", "m"], "127.0.0.1:9"),
     ],
 )
-def test_the_twin_refuses_by_name(words: list[str], named: str) -> None:
-    result = runner.invoke(twin_app, words)
+def test_the_twin_refuses_by_name(words: list[str], named: str, tmp_path: Path) -> None:
+    trace = str(write_trace(tmp_path / "t.jsonl", 3))
+    result = runner.invoke(twin_app, [trace if word == "TRACE" else word for word in words])
     assert result.exit_code == 2
     assert named in result.stderr
