@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field
 from engine.lifeline import exit_with_parent
 from engine.protocol import Location, Role
 from engine.scheduler import Limits
-from engine.service import Options, WorkerService
+from engine.service import Options, PublishTime, WorkerService
 from observe import logs
 from observe.traces import VARIABLE as TRACES_VARIABLE
 from observe.traces import mode_of
@@ -193,6 +193,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"folder of the pool's disk tier, where a keeper of this machine writes (or {POOL_DISK_VARIABLE})",
     )
     add("--no-pool", action="store_true", help="neither read KV from the pool nor write any there")
+    add(
+        "--publish",
+        choices=get_args(PublishTime),
+        default="auto",
+        help="hand KV over while the rest of the prompt is computed, or after the first token; "
+        "auto: early where the kernels leave a core over",
+    )
     add("--drain-deadline", type=_seconds, default=DRAIN_DEADLINE_S, help="seconds from SIGTERM to giving up")
     add("--log-format", default=os.environ.get(logs.VARIABLE, "text"), help="text or json")
     add("--otel", default=os.environ.get(TRACES_VARIABLE, "off"), help="spans go to: off, console or otlp")
@@ -236,6 +243,7 @@ def main() -> None:
         speculate=not args.no_speculation,
         pool_disk=args.pool_disk,
         use_pool=not args.no_pool,
+        publish=args.publish,
         traces=traces,
     )
     listening = socket.create_server((args.host, args.port))

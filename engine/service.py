@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from engine.carrier import Pool
 from engine.config import KVLayout
@@ -59,6 +60,8 @@ _POLL_S = 0.01
 _FLUSH_S = 2.0
 _JOIN_S = 5.0
 
+PublishTime = Literal["auto", "early", "late"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -80,6 +83,11 @@ class Options:
     """Folder of the pool's disk tier, if this machine has one."""
     use_pool: bool = True
     """False: KV is neither read from the pool nor written to it."""
+    publish: PublishTime = "auto"
+    """When KV of a prompt that is handed over leaves: while the rest is computed (`early`), or after the first token.
+
+    `auto` is early where the kernels leave a core to do it.
+    """
     traces: Mode = "off"
     """Where spans of traced requests go."""
 
@@ -148,9 +156,18 @@ def pool_client(options: Options, engine: Engine) -> PoolClient:
     )
 
 
+def publishes_early(publish: PublishTime, threads: int, num_cores: int) -> bool:
+    """What `Options.publish` means for so many kernel threads on so many cores."""
+    return publish == "early" or (publish == "auto" and threads < num_cores)
+
+
 def die_of(location: Location) -> str:
     """The place of the supernode that a location stands for, e.g. `die:17`."""
     return f"die:{location.node * DIES_PER_NODE + location.npu * DIES_PER_NPU + location.die}"
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerService:
@@ -209,6 +226,7 @@ class WorkerService:
             courtesy=Courtesy.of_process(),
             deliver=partial(_call_soon, loop, self.links.send),
             tracer=self._tracer,
+            publishes_early=publishes_early(options.publish, options.threads, _num_cores()),
         )
         self._thread = threading.Thread(
             target=self._run, args=(self._worker, loop), name="engine", daemon=True

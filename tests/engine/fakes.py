@@ -199,6 +199,7 @@ class Bench:
         worker_id: str = "w",
         clock: Callable[[], float] = time.perf_counter,
         drafter: Drafter | None = None,
+        publishes_early: bool = True,
         **limits: Any,
     ) -> None:
         self.model = FakeModel(num_blocks)
@@ -222,6 +223,7 @@ class Bench:
             deliver=self._deliver,
             drafter=drafter,
             clock=clock,
+            publishes_early=publishes_early,
         )
         self.io = ManualThreads()
         if manual:

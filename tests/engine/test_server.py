@@ -32,7 +32,7 @@ from engine.protocol import (
 )
 from engine.scheduler import Limits
 from engine.server import create_app
-from engine.service import Engine, Options, WorkerService, die_of
+from engine.service import Engine, Options, WorkerService, die_of, publishes_early
 from memory_pool.directory import AsyncDirectory
 from tests.engine.fakes import BLOCK_TOKENS, FINGERPRINT, GRAMMARS, FakeModel, expected
 
@@ -265,3 +265,10 @@ async def test_a_dead_engine_ends_the_process(running: Running, monkeypatch: pyt
 def test_places() -> None:
     # 16 dies a node, 2 a package: 2 · 16 + 1 · 2 + 1.
     assert die_of(Location(node=2, npu=1, die=1)) == "die:35"
+
+
+def test_kv_is_handed_over_early_where_the_kernels_leave_a_core() -> None:
+    assert publishes_early("auto", threads=2, num_cores=3)
+    assert not publishes_early("auto", threads=2, num_cores=2)
+    assert publishes_early("early", threads=2, num_cores=2)
+    assert not publishes_early("late", threads=1, num_cores=8)

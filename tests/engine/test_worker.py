@@ -1,5 +1,6 @@
 """The worker's loop over a model that reads its whole history back from the KV cache: every token proves the blocks."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,6 +102,26 @@ def test_the_first_token_comes_before_the_handoff(make_bench: MakeBench) -> None
     assert kinds.index(Tokens) < kinds.index(Prefilled)
     assert kinds[-1] is Prefilled
     assert BlocksPublished in kinds
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_kv_leaves_while_the_rest_is_computed_or_after_the_first_token(
+    make_bench: MakeBench, early: bool
+) -> None:
+    # 80 tokens in steps of 32: the first 32 are full blocks long before there is a token.
+    bench = make_bench(manual=True, publishes_early=early)
+    bench.submit("a", prompt(80), phase="prefill")
+    deadline = time.monotonic() + 20
+    while not bench.tokens("a"):
+        assert time.monotonic() < deadline
+        waiting = [job.direction for _, job in bench.io.pending]
+        if "in" in waiting:
+            bench.io.run_one(waiting.index("in"))
+        bench.turn()
+    assert ("out" in waiting) is early
+    bench.finish("a")
+    assert isinstance(bench.events["a"][-1], Prefilled)
+    bench.check_books()
 
 
 def test_the_tail_is_deleted_once_it_was_read(make_bench: MakeBench) -> None:
