@@ -45,7 +45,9 @@ LAYER_WORDS = 4 * MATRIX_WORDS + 2
 TILE_ROW, TILE_COUNT, TILE_POSITION, TILE_TABLE = range(4)
 TILE_WORDS = 4
 
-ROWS_PER_CHUNK = 4
+FEW_ROWS, MANY_ROWS = 4, 32
+"""Rows of one chunk of a phase that goes row by row: the many where all threads get some, so that the rows of a KV block,
+whose keys share cache lines, are one thread's."""
 MATRIX_ROWS = 256
 """Rows of one chunk of a matrix product: bounds the gate/up scratch and the time of a chunk."""
 GATE_UP_BYTES = 2 * MATRIX_ROWS * 64
@@ -58,6 +60,17 @@ NUM_PHASES = 10
 @inline
 def _word(plan: int, index: int) -> Any:
     return simd.read_i64(plan + index * 8)
+
+
+@inline
+def _rows_per_chunk(plan: int, num_rows: int) -> Any:
+    return MANY_ROWS if num_rows >= MANY_ROWS * _word(plan, THREADS) else FEW_ROWS
+
+
+@inline
+def _row_chunks(plan: int, num_rows: int) -> Any:
+    per_chunk = _rows_per_chunk(plan, num_rows)
+    return (num_rows + per_chunk - 1) // per_chunk
 
 
 @inline
@@ -96,14 +109,14 @@ def num_chunks(plan: int, index: int) -> Any:
     if layer == num_layers:
         wanted = _word(plan, NUM_LOGIT_ROWS)
         if phase == 0:
-            return (wanted + ROWS_PER_CHUNK - 1) // ROWS_PER_CHUNK
+            return _row_chunks(plan, wanted)
         return _matrix_chunks(plan, wanted, _word(_word(plan, HEAD), NUM_PANELS), 1)
     if phase == ATTEND:
         return _word(plan, NUM_TILES) * _word(plan, KV_HEADS)
     if _is_matrix(phase):
         matrix = _word(plan, LAYERS) + (layer * LAYER_WORDS + _matrix_of(phase)) * 8
         return _matrix_chunks(plan, num_rows, _word(matrix, NUM_PANELS), 2 if phase == MATRIX_GATE_UP else 1)
-    return (num_rows + ROWS_PER_CHUNK - 1) // ROWS_PER_CHUNK
+    return _row_chunks(plan, num_rows)
 
 
 @inline
@@ -226,7 +239,8 @@ def run_chunk(isa: Isa, plan: int, index: int, chunk: int, scratch: int) -> None
     if layer == _word(plan, NUM_LAYERS):
         wanted = _word(plan, NUM_LOGIT_ROWS)
         if phase == 0:
-            for row in range(chunk * ROWS_PER_CHUNK, min((chunk + 1) * ROWS_PER_CHUNK, wanted)):
+            per_chunk = _rows_per_chunk(plan, wanted)
+            for row in range(chunk * per_chunk, min((chunk + 1) * per_chunk, wanted)):
                 source = simd.read_i32(_word(plan, LOGIT_ROWS) + row * 4)
                 _norm_and_quantise(plan, source, row, _word(plan, OUTPUT_NORM))
         else:
@@ -248,7 +262,8 @@ def run_chunk(isa: Isa, plan: int, index: int, chunk: int, scratch: int) -> None
             unit, add, out, stride = 2, 0, _word(plan, GATED), _word(plan, INTERMEDIATE) * 4
         multiply_chunk(isa, plan, matrix, num_rows, chunk, unit, out, stride, add, scratch)
     else:
-        for row in range(chunk * ROWS_PER_CHUNK, min((chunk + 1) * ROWS_PER_CHUNK, num_rows)):
+        per_chunk = _rows_per_chunk(plan, num_rows)
+        for row in range(chunk * per_chunk, min((chunk + 1) * per_chunk, num_rows)):
             if phase == NORM_QKV:
                 if layer == 0:
                     token = simd.read_i32(_word(plan, TOKENS) + row * 4)

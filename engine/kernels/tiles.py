@@ -33,6 +33,11 @@ MIN_ROWS = 13
 """Fewer rows than this are quicker without tiles: expanding a panel costs as much as a dozen rows without."""
 MIN_REST = 5
 """Once a panel is expanded, tiles are quicker for so many rows left over."""
+LAG = 2
+"""A tile's integers are read so many blocks after they were stored: a tile store is not forwarded to a load, which would
+wait until it has reached the cache."""
+SPILLS = 4
+"""Places for them in turn, a power of two above LAG."""
 EXPANDED_BYTES = TILE_BYTES + 128
 """One block of a panel ready for the tiles: integers, then d and m as floats."""
 
@@ -139,29 +144,34 @@ def _tile_by_panel(
         def void(address: Any) -> Any:
             return b.inttoptr(address, simd.POINTER)
 
-        with cgutils.for_range(b, blocks_) as loop:
-            weights = at(panel_, loop.index, EXPANDED_BYTES)
-            rows = at(x_, loop.index, TILE_BYTES)
-            parity = b.and_(loop.index, ir.Constant(I64, 1))
-            spill = at(scratch_, parity, 2 * TILE_BYTES)
-            _emit(b, "tileloadd64", _tile(4), void(weights), ir.Constant(I64, 64))
-            for tile in results:
-                _emit(b, "tilezero", _tile(tile))
-                _emit(b, "tileloadd64", _tile(2 + tile), void(simd.offset(b, rows, 32 * tile)), x_stride)
-                _emit(b, "tdpbsud", _tile(tile), _tile(2 + tile), _tile(4))
-                to = void(simd.offset(b, spill, TILE_BYTES * tile))
-                _emit(b, "tilestored64", _tile(tile), to, ir.Constant(I64, 64))
-            d = simd.load(b, simd.offset(b, weights, TILE_BYTES), F32_LANES, 64)
-            m = simd.load(b, simd.offset(b, weights, TILE_BYTES + 64), F32_LANES, 64)
-            sums_at = at(sums_, loop.index, TILE_SUMS_BYTES)
-            for r in range(TILE_ROWS):
-                integer = simd.load(b, simd.offset(b, spill, 64 * r), I32_LANES, 64)
-                if code == Q8_0:
-                    low = simd.load(b, simd.offset(b, spill, TILE_BYTES + 64 * r), I32_LANES, 64)
-                    integer = b.add(b.shl(integer, four), low)
-                acc = simd.fma_ir(b, b.sitofp(integer, F32_LANES), d, b.load(accs[r]))
-                total = simd.splat(b, simd.load(b, simd.offset(b, sums_at, 4 * r), F32, 4), F32_LANES)
-                b.store(simd.fma_ir(b, total, m, acc), accs[r])
+        def spill(block: Any, tile: int) -> Any:
+            turn = b.and_(block, ir.Constant(I64, SPILLS - 1))
+            return simd.offset(b, at(scratch_, turn, 2 * TILE_BYTES), TILE_BYTES * tile)
+
+        with cgutils.for_range(b, b.add(blocks_, ir.Constant(I64, LAG))) as loop:
+            with b.if_then(b.icmp_signed("<", loop.index, blocks_)):
+                weights = at(panel_, loop.index, EXPANDED_BYTES)
+                rows = at(x_, loop.index, TILE_BYTES)
+                _emit(b, "tileloadd64", _tile(4), void(weights), ir.Constant(I64, 64))
+                for tile in results:
+                    _emit(b, "tilezero", _tile(tile))
+                    _emit(b, "tileloadd64", _tile(2 + tile), void(simd.offset(b, rows, 32 * tile)), x_stride)
+                    _emit(b, "tdpbsud", _tile(tile), _tile(2 + tile), _tile(4))
+                    _emit(b, "tilestored64", _tile(tile), void(spill(loop.index, tile)), ir.Constant(I64, 64))
+            with b.if_then(b.icmp_signed(">=", loop.index, ir.Constant(I64, LAG))):
+                block = b.sub(loop.index, ir.Constant(I64, LAG))
+                weights = at(panel_, block, EXPANDED_BYTES)
+                d = simd.load(b, simd.offset(b, weights, TILE_BYTES), F32_LANES, 64)
+                m = simd.load(b, simd.offset(b, weights, TILE_BYTES + 64), F32_LANES, 64)
+                sums_at = at(sums_, block, TILE_SUMS_BYTES)
+                for r in range(TILE_ROWS):
+                    integer = simd.load(b, simd.offset(b, spill(block, 0), 64 * r), I32_LANES, 64)
+                    if code == Q8_0:
+                        low = simd.load(b, simd.offset(b, spill(block, 1), 64 * r), I32_LANES, 64)
+                        integer = b.add(b.shl(integer, four), low)
+                    acc = simd.fma_ir(b, b.sitofp(integer, F32_LANES), d, b.load(accs[r]))
+                    total = simd.splat(b, simd.load(b, simd.offset(b, sums_at, 4 * r), F32, 4), F32_LANES)
+                    b.store(simd.fma_ir(b, total, m, acc), accs[r])
         for r in range(TILE_ROWS):
             with b.if_then(b.icmp_signed("<", ir.Constant(I64, r), count_)):
                 scale = simd.load(b, simd.offset(b, scales_, 4 * r), F32, 4)
@@ -179,7 +189,7 @@ def _tile_by_panel(
 
 def scratch_bytes(num_inputs: int) -> int:
     """Working memory of `multiply_panel_by_tiles` for one thread."""
-    return num_inputs // 32 * EXPANDED_BYTES + 4 * TILE_BYTES
+    return num_inputs // 32 * EXPANDED_BYTES + 2 * SPILLS * TILE_BYTES
 
 
 @jit
@@ -198,7 +208,7 @@ def multiply_panel_by_tiles(
     scratch: int,
 ) -> None:
     """`matmul.multiply_panel` on tiles, which must be configured; the rows' buffers are padded to 16 rows."""
-    expanded = scratch + 4 * TILE_BYTES
+    expanded = scratch + 2 * SPILLS * TILE_BYTES
     if form == 0:
         _expand(0, panel, num_blocks, expanded)
     elif form == 1:
