@@ -6,6 +6,7 @@ no comes out, which is shown to administrators alone: a tenant must not learn wh
 
 import hashlib
 import secrets
+import time
 from collections.abc import Iterable
 
 from memory_pool.connection import Connection
@@ -29,10 +30,16 @@ class Contents:
         """Somebody has these now."""
         hashes = [self._hash(content) for content in contents]
         if hashes:
-            now_ms = int(self._connection.call("TIME")[0]) * 1000
-            words = [word for each in hashes for word in (now_ms, each)]
+            # Good enough to tell which are the oldest, whatever process says it.
+            now_s = int(time.time())
+            words = [word for each in hashes for word in (now_s, each)]
             self._connection.call_many(
-                [("ZADD", CONTENTS, *words), ("ZREMRANGEBYRANK", CONTENTS, 0, -1 - MAX_REMEMBERED)]
+                [
+                    # A Redis that came up empty has no secret: the next client must hash as this one does.
+                    ("SET", SECRET, self._secret or b"", "NX"),
+                    ("ZADD", CONTENTS, *words),
+                    ("ZREMRANGEBYRANK", CONTENTS, 0, -1 - MAX_REMEMBERED),
+                ]
             )
 
     def knows(self, content: bytes) -> bool:

@@ -10,6 +10,7 @@ from memory_pool.async_client import AsyncPoolClient
 from memory_pool.books import Books
 from memory_pool.client import PoolClient, Reason
 from memory_pool.connection import Connection
+from memory_pool.contents import Contents
 from memory_pool.keys import content_keys
 from memory_pool.redis_store import redis_key
 from tests.memory_pool.conftest import FORMAT, fetches_of, keys_of, puts_of, tokens_of
@@ -172,3 +173,13 @@ def test_a_block_that_only_others_have_is_told_from_one_that_nobody_has(
     assert {len(each) for each in kept} == {8}
     # What is kept says nothing without the secret: it is not a part of any name.
     assert not any(each in content for each in kept for content in contents)
+
+
+def test_contents_are_known_after_a_redis_that_came_up_empty(redis_url: str) -> None:
+    with contextlib.closing(Connection(redis_url)) as one, contextlib.closing(Connection(redis_url)) as two:
+        old, new = Contents(one), Contents(two)
+        old.note([b"before"])
+        one.call("FLUSHALL")
+        old.note([b"after"])
+        assert new.knows(b"after")
+        assert not new.knows(b"before")
