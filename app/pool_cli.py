@@ -8,11 +8,13 @@ from rich.console import Console, RenderableType
 
 from app.pool_door import DATA_DIR, AsJson, DataDir, Namespace, Redis, pool_admin
 from app.pool_prefixes_cli import prefixes_app
+from app.pool_replay_cli import replay
 from app.pool_tables import block_table, pool_tables
 
 pool_app = typer.Typer(help="The memory pool of a running service.", no_args_is_help=True)
 
 pool_app.add_typer(prefixes_app)
+pool_app.command()(replay)
 
 
 @pool_app.command()

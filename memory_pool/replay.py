@@ -1,19 +1,15 @@
 """What the tiers are worth: a real trace played through a real pool whose DRAM is small.
 
-`python -m memory_pool.replay TRACE [--requests N] [--dram-blocks N] [--disk-factor F]` reads Mooncake JSONL
-(`hash_ids`, one per block of 512 tokens) and prints the share of prompt blocks found with DRAM alone, with the disk
-tier below it, and what an infinite cache would have found. Blocks are scaled down to a few kilobytes: the shares
-depend on how many fit, not on their size.
+`cloudmatrix pool replay` reads Mooncake JSONL (`hash_ids`, one per block of 512 tokens) and shows the share of prompt
+blocks found with DRAM alone, with the disk tier below it, and what an infinite cache would have found. Blocks are
+scaled down to a few kilobytes: the shares depend on how many fit, not on their size.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
-import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from memory_pool.block import BlockFormat
@@ -35,21 +31,6 @@ _FORMAT = BlockFormat(
 )
 _PER_BLOCK_BYTES = 10_240
 """What Redis takes for one such block: its allocator's size class, the key, and its entries in the books."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HitShares:
-    """Shares of prompt blocks found."""
-
-    requests: int
-    blocks: int
-    dram_blocks: int
-    disk_blocks: int
-    ideal: float
-    dram: float
-    dram_and_disk: float
-    wrong: int
-    """Blocks fetched whose bytes were not those published: must be 0."""
 
 
 def read_chains(path: Path, num_requests: int) -> list[list[int]]:
@@ -80,8 +61,22 @@ def ideal_share(chains: Sequence[Sequence[int]]) -> float:
     return found / max(1, total)
 
 
-def replay(chains: Sequence[Sequence[int]], *, dram_blocks: int, disk_blocks: int) -> tuple[float, int]:
-    """Share of blocks found by a real pool with so much DRAM and disk (0: none), and how many were wrong."""
+def num_distinct(chains: Sequence[Sequence[int]]) -> int:
+    """How many blocks a cache that loses nothing would hold in the end."""
+    return len({block for chain in chains for block in chain})
+
+
+def replay(
+    chains: Sequence[Sequence[int]],
+    *,
+    dram_blocks: int,
+    disk_blocks: int,
+    played: Callable[[], None] | None = None,
+) -> tuple[float, int]:
+    """Share of blocks found by a real pool with so much DRAM and disk (0: none), and how many had other bytes.
+
+    `played` is called after every request.
+    """
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         server = start_redis(folder / "redis", maxmemory_bytes=1 << 30)
@@ -95,10 +90,12 @@ def replay(chains: Sequence[Sequence[int]], *, dram_blocks: int, disk_blocks: in
         reader = DiskReader(folder / "kv") if disk_blocks else None
         keeper = stack.enter_context(contextlib.closing(Keeper(server.url, disk=disk)))
         client = stack.enter_context(contextlib.closing(PoolClient(server.url, _FORMAT, disk=reader)))
-        return _play(client, keeper, chains)
+        return _play(client, keeper, chains, played)
 
 
-def _play(client: PoolClient, keeper: Keeper, chains: Sequence[Sequence[int]]) -> tuple[float, int]:
+def _play(
+    client: PoolClient, keeper: Keeper, chains: Sequence[Sequence[int]], played: Callable[[], None] | None
+) -> tuple[float, int]:
     found = wrong = total = 0
     for chain in chains:
         keys = [hashlib.sha256(b"block %d" % block).digest() for block in chain]
@@ -119,42 +116,6 @@ def _play(client: PoolClient, keeper: Keeper, chains: Sequence[Sequence[int]]) -
         # A live service makes some hundred blocks a second at most: the keeper is never behind by more than a request.
         keeper.run_pass()
         total += len(chain)
+        if played is not None:
+            played()
     return found / max(1, total), wrong
-
-
-def measure(path: Path, *, num_requests: int, dram_blocks: int, disk_factor: int) -> HitShares:
-    """The shares with and without the disk tier, on the same trace. Raises OSError and ValueError for a bad trace."""
-    chains = read_chains(path, num_requests)
-    dram, wrong_dram = replay(chains, dram_blocks=dram_blocks, disk_blocks=0)
-    both, wrong_both = replay(chains, dram_blocks=dram_blocks, disk_blocks=dram_blocks * disk_factor)
-    return HitShares(
-        requests=len(chains),
-        blocks=sum(len(chain) for chain in chains),
-        dram_blocks=dram_blocks,
-        disk_blocks=dram_blocks * disk_factor,
-        ideal=ideal_share(chains),
-        dram=dram,
-        dram_and_disk=both,
-        wrong=wrong_dram + wrong_both,
-    )
-
-
-def main() -> None:
-    """Print one JSON object."""
-    parser = argparse.ArgumentParser(description="Hit shares of a trace with and without the disk tier.")
-    parser.add_argument("trace", type=Path)
-    parser.add_argument("--requests", type=int, default=1500)
-    parser.add_argument("--dram-blocks", type=int, default=1500)
-    parser.add_argument("--disk-factor", type=int, default=10, help="disk capacity as a multiple of DRAM's")
-    options = parser.parse_args()
-    shares = measure(
-        options.trace,
-        num_requests=options.requests,
-        dram_blocks=options.dram_blocks,
-        disk_factor=options.disk_factor,
-    )
-    sys.stdout.write(json.dumps(asdict(shares), indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from memory_pool.replay import ideal_share, measure, read_chains
+from memory_pool.replay import ideal_share, num_distinct, read_chains, replay
 
 
 def write_trace(path: Path, chains: list[list[int]]) -> Path:
@@ -17,17 +17,19 @@ def test_the_ideal_counts_leading_blocks_seen_before() -> None:
     assert ideal_share([]) == 0
 
 
-def test_the_disk_tier_holds_what_dram_cannot(tmp_path: Path) -> None:
+def test_the_disk_tier_holds_what_dram_cannot() -> None:
     # 60 chains of 10 blocks, each played twice in the same order: LRU over 150 blocks has lost each chain by its second
     # turn, the disk (1,500 blocks) has all: half of all blocks can be found.
     chains = [list(range(number * 10, number * 10 + 10)) for number in range(60)] * 2
-    shares = measure(
-        write_trace(tmp_path / "trace", chains), num_requests=120, dram_blocks=150, disk_factor=10
-    )
-    assert shares.ideal == 0.5
-    assert shares.dram < 0.15
-    assert shares.dram_and_disk > 0.45
-    assert shares.wrong == 0
+    assert ideal_share(chains) == 0.5
+    assert num_distinct(chains) == 600
+    turns: list[None] = []
+    dram, wrong = replay(chains, dram_blocks=150, disk_blocks=0, played=lambda: turns.append(None))
+    assert dram < 0.15
+    both, also_wrong = replay(chains, dram_blocks=150, disk_blocks=1500)
+    assert both > 0.45
+    assert wrong == also_wrong == 0
+    assert len(turns) == 120
 
 
 def test_a_line_that_is_no_request_is_named(tmp_path: Path) -> None:
