@@ -46,8 +46,8 @@ TILE_ROW, TILE_COUNT, TILE_POSITION, TILE_TABLE = range(4)
 TILE_WORDS = 4
 
 FEW_ROWS, MANY_ROWS = 4, 32
-"""Rows of one chunk of a phase that goes row by row: the many where all threads get some, so that the rows of a KV block,
-whose keys share cache lines, are one thread's."""
+"""Rows of one chunk of a phase that goes row by row: the many where all threads get some, so that the rows of a KV
+block, whose keys share cache lines, are one thread's."""
 MATRIX_ROWS = 256
 """Rows of one chunk of a matrix product: bounds the gate/up scratch and the time of a chunk."""
 GATE_UP_BYTES = 2 * MATRIX_ROWS * 64

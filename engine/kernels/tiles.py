@@ -34,8 +34,8 @@ MIN_ROWS = 13
 MIN_REST = 5
 """Once a panel is expanded, tiles are quicker for so many rows left over."""
 LAG = 2
-"""A tile's integers are read so many blocks after they were stored: a tile store is not forwarded to a load, which would
-wait until it has reached the cache."""
+"""A tile's integers are read so many blocks after they were stored: a tile store is not forwarded to a load, which
+would wait until it has reached the cache."""
 SPILLS = 4
 """Places for them in turn, a power of two above LAG."""
 EXPANDED_BYTES = TILE_BYTES + 128
