@@ -206,6 +206,8 @@ def _nominal_ub_rate(src: Place, dst: Place, die_bytes_per_s: float) -> float:
 def _alive_share(topology: Topology, src: Place, dst: Place) -> float:
     """What is left of the line rate that the places have on a healthy machine."""
     healthy = _healthy(topology.num_nodes)
+    if src.node != dst.node:
+        return topology.ub_rate_between_nodes(src, dst) / healthy.ub_rate_between_nodes(src, dst)
     left = line_rate(topology, topology.routes(src, dst, "ub"))
     return left / line_rate(healthy, healthy.routes(src, dst, "ub"))
 

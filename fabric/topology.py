@@ -193,9 +193,30 @@ class Topology:
 
     def shortest_route(self, src: Place, dst: Place, plane: Plane = "ub") -> Route | None:
         """The first of `routes`, or None when no way is left."""
+        routes = iter(self._all_routes(src, dst, plane))
         if not self.failed:
-            return next(iter(self._all_routes(src, dst, plane)))
-        return next(iter(self.routes(src, dst, plane)), None)
+            return next(routes)
+        return next((r for r in routes if all(self.capacity[k] > 0 for k in r.links)), None)
+
+    def ub_rate_between_nodes(self, src: Place, dst: Place) -> float:
+        """What all UB routes between places of two nodes carry together at line rate, in bytes per second.
+
+        Per sub-plane: the least of what the ends send, what the L2 chips that both nodes reach pass on, and what the
+        ends receive. As `fabric.cost.line_rate` of the routes, without building them.
+        """
+        capacity, ends = self.capacity, _ub_ends(src, dst)
+        chips = [self.uplink_chip(src.node, i) for i in range(L1_UPLINKS)]
+        chips = sorted({*chips} & {self.uplink_chip(dst.node, i) for i in range(L1_UPLINKS)})
+        total = 0.0
+        for k in range(NUM_SUBPLANES):
+            first, last = f"l1:{src.node}.{k}", f"l1:{dst.node}.{k}"
+            alive = [(a, b) for a, b in ends if capacity[f"{a}>{first}"] > 0 and capacity[f"{last}>{b}"] > 0]
+            sent = sum(capacity[f"{a}>{first}"] for a in {a for a, _ in alive})
+            passed = sum(
+                min(capacity[f"{first}>l2:{k}.{chip}"], capacity[f"l2:{k}.{chip}>{last}"]) for chip in chips
+            )
+            total += min(sent, passed, sum(capacity[f"{last}>{b}"] for b in {b for _, b in alive}))
+        return total
 
     def _all_routes(self, src: Place, dst: Place, plane: Plane) -> Iterable[Route]:
         self.check(src)

@@ -1,8 +1,8 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.cost import path_cost, transfer_report, transfer_time
+from fabric.cost import line_rate, path_cost, transfer_report, transfer_time
 from fabric.planes import Operation
 from fabric.topology import SUPERNODE, FabricError, Topology, parse_place
 
@@ -88,3 +88,21 @@ def test_a_smaller_supernode_ends_where_it_ends() -> None:
 def test_negative_sizes_are_refused() -> None:
     with pytest.raises(FabricError, match="num_bytes: -1"):
         transfer_report("npu:0", "npu:1", -1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    failed=st.sets(
+        st.sampled_from(
+            ["l2:0.0", "l2:3.7", "l1:0.2", "l1:47.2", "optic:0.4.1", "optic:47.4.5", "die:0>l1:0.5", "l1:47.6>die:767",
+             "l1:0.6>l2:6.3", "l2:6.3>l1:47.6", "die:1>l1:0.5"]
+        )
+    ),
+    ends=st.sampled_from([("npu:0", "npu:383"), ("die:1", "npu:383"), ("cpu:0", "npu:382"), ("npu:0", "cpu:191")]),
+)  # fmt: skip
+def test_the_rate_between_nodes_is_that_of_all_routes(failed: set[str], ends: tuple[str, str]) -> None:
+    topology = SUPERNODE.without(*failed)
+    src, dst = map(parse_place, ends)
+    assert topology.ub_rate_between_nodes(src, dst) == pytest.approx(
+        line_rate(topology, topology.routes(src, dst, "ub"))
+    )
