@@ -1,8 +1,8 @@
 """A request log as a trace in Mooncake's format, which `cloudmatrix twin replay` and `bench load --trace` read.
 
 A line of the trace is `{"timestamp" (ms), "input_length", "output_length", "hash_ids"}`, where `hash_ids` has one
-number for each 512 tokens of the prompt and equal numbers mean equal text up to there. The log names smaller blocks, each by
-everything before it too, so the last of those within 512 tokens names them all.
+number for each 512 tokens of the prompt and equal numbers mean equal text up to there. The log names smaller
+blocks, each by everything before it too, so the last of those within 512 tokens names them all.
 """
 
 import json
