@@ -110,9 +110,8 @@ def recommendation_table(result: dict[str, Any]) -> Table:
     """One row per TPOT target."""
     prices = result["prices"]
     table = Table(
-        "TPOT target", "P:D NPUs", "batch per NPU", "handover", "pool", "meets both", "TPOT p90", "TTFT p90",
-        "$ per M tokens",
-        title="recommendation (simulated)",
+        "TPOT", "P:D NPUs", "batch/NPU", "handover", "pool", "both met", "TPOT p90", "TTFT p90", "$/M tokens",
+        title="recommendation (simulated)", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
     )  # fmt: skip
     caption = [
         f"at ${prices['npu_hour']:g} per NPU hour and ${prices['pool_gb_hour']:g} per GB hour of pool (stated)"
