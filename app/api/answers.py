@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 from starlette.requests import Request
@@ -15,6 +15,8 @@ from app.api.schemas import ChosenLogprob, Sampling, Usage
 from app.api.sse import ChunkFormat, EventStream, Pulse, watch_disconnect
 from app.errors import GatewayError, InternalError, InvalidRequestError, ModelNotFoundError
 from app.metrics import GatewayMetrics
+from app.requests.calls import CallDelta
+from app.requests.choice import Piece
 from app.requests.generation import Generation, Generator
 from app.requests.mailbox import Abandoned
 from app.requests.record import RequestRecord
@@ -64,6 +66,21 @@ class WholeAnswer:
     text: str = ""
     finish_reason: str = ""
     logprobs: list[ChosenLogprob] | None = None
+    calls: list[CallDelta] = field(default_factory=list)
+    """Calls of tools, each whole."""
+
+    def take(self, piece: Piece) -> None:
+        """Add a piece."""
+        self.text += piece.text
+        for delta in piece.calls:
+            if delta.name is None:
+                self.calls[-1] = self.calls[-1].followed_by(delta)
+            else:
+                self.calls.append(delta)
+        if piece.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + piece.logprobs
+        if piece.finish_reason is not None:
+            self.finish_reason = piece.finish_reason
 
 
 def new_record(request: Request, endpoint: str) -> RequestRecord:
@@ -135,12 +152,7 @@ async def _collect(generation: Generation) -> list[WholeAnswer]:
     answers = [WholeAnswer() for _ in generation.choices]
     async for pieces in generation.pieces():
         for piece in pieces:
-            answer = answers[piece.choice]
-            answer.text += piece.text
-            if piece.logprobs is not None:
-                answer.logprobs = (answer.logprobs or []) + piece.logprobs
-            if piece.finish_reason is not None:
-                answer.finish_reason = piece.finish_reason
+            answers[piece.choice].take(piece)
     return answers
 
 

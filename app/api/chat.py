@@ -1,11 +1,8 @@
 """`POST /v1/chat/completions`."""
 
-import asyncio
-import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -20,21 +17,20 @@ from app.api.schemas import (
     ChatLogprobs,
     ChatRequest,
     ChosenLogprob,
-    ContentPart,
-    Message,
+    FunctionCall,
+    ToolCall,
     Usage,
 )
 from app.errors import InvalidRequestError, UnsupportedError
+from app.requests.calls import CallDelta
 from app.requests.choice import Piece
 from app.requests.constraint import constraint
+from app.requests.conversation import prompt_tokens
 from app.requests.generation import Generation, Order
 from app.requests.record import RequestRecord
 from app.requests.sampling import sampling_params, stop_strings
 from app.requests.served import ServedModel
-from app.text import ChatTemplateError
-
-_LETTERS = str.maketrans("0123456789", "ghijklmnop")
-"""A mark of letters only, so that the number between two marks ends where the second begins."""
+from app.requests.tools import offered, tool_grammar
 
 _decoder = msgspec.json.Decoder(ChatRequest)
 _json = msgspec.json.Encoder().encode
@@ -68,13 +64,19 @@ class ChatChunks:
                     + b'{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null'
                     + self._tail
                 )
+            logprobs = b"null" if piece.logprobs is None else _json(ChatLogprobs(piece.logprobs))
             if piece.text or piece.logprobs:
-                logprobs = _json(ChatLogprobs(piece.logprobs)) if piece.logprobs is not None else b"null"
                 events.append(
                     start
                     + b'{"content":%s},"logprobs":%s,"finish_reason":null' % (_json(piece.text), logprobs)
                     + self._tail
                 )
+            events += [
+                start
+                + b'{"tool_calls":[%s]},"logprobs":null,"finish_reason":null' % _call(delta)
+                + self._tail
+                for delta in piece.calls
+            ]
             if piece.finish_reason is not None:
                 events.append(
                     start + b'{},"logprobs":null,"finish_reason":%s' % _json(piece.finish_reason) + self._tail
@@ -104,14 +106,18 @@ def chat_router(desk: Desk) -> APIRouter:
         desk.check(body)
         model = desk.model(body.model)
         record.stream = bool(body.stream)
-        prompt = await prompt_tokens(model, body.messages)
+        offer = offered(body.tools or (), body.tool_choice, parallel=body.parallel_tool_calls)
+        functions = [] if offer is None else [tool.function for tool in body.tools or () if tool.function]
+        prompt = await prompt_tokens(model, body.messages, functions)
         wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         sampling = sampling_params(
             body,
             model,
             max_tokens=model.max_tokens(len(prompt), wanted, None, "messages"),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            grammar=await constraint(body, body.response_format),
+            grammar=await constraint(body, body.response_format)
+            if offer is None
+            else await tool_grammar(offer, body, body.response_format),
         )
         record.add_phase("prepare", record.arrived_at, time.monotonic())
         order = Order(
@@ -122,7 +128,9 @@ def chat_router(desk: Desk) -> APIRouter:
             continues_text=False,
             deadline_at=deadline_at(request, record, record.stream),
             cache_salt=body.cache_salt or "",
+            priority=body.priority or 0,
             names_max_tokens=wanted is not None,
+            offers_tools=offer is not None,
         )
         generation = await desk.generator.begin(order, model, record)
         if record.stream:
@@ -138,7 +146,7 @@ def chat_router(desk: Desk) -> APIRouter:
 def assemble(generation: Generation, answers: list[WholeAnswer], usage: Usage) -> ChatCompletion:
     """The answer in one piece."""
     choices = [
-        ChatChoice(index, AnswerMessage(answer.text), answer.finish_reason, _logprobs(answer.logprobs))
+        ChatChoice(index, answer_message(answer), answer.finish_reason, _logprobs(answer.logprobs))
         for index, answer in enumerate(answers)
     ]
     record, model = generation.record, generation.model
@@ -147,64 +155,29 @@ def assemble(generation: Generation, answers: list[WholeAnswer], usage: Usage) -
     )
 
 
-async def prompt_tokens(model: ServedModel, messages: Sequence[Message]) -> list[int]:
-    """The prompt of a conversation. A control token's name inside a message is text, and steers nothing.
-
-    Raises InvalidRequestError naming the message at fault.
-    """
-    if not messages:
-        raise InvalidRequestError("messages: must hold at least one message", param="messages")
-    template = model.text.chat_template
-    if template is None:
-        raise UnsupportedError(
-            f"{model.id} has no chat template; use /v1/completions", param="messages", code="no_chat_template"
-        )
-    turns = [_turn(place, message) for place, message in enumerate(messages)]
-    mark = secrets.token_hex(8).translate(_LETTERS)
-    quoted = [{**turn, "content": model.text.tokenizer.quote(turn["content"], mark)} for turn in turns]
-    try:
-        if sum(len(turn["content"]) for turn in quoted) < 65536:
-            text = template.render(quoted)
-        else:
-            text = await asyncio.to_thread(template.render, quoted)
-    except ChatTemplateError as error:
-        raise InvalidRequestError(str(error), param="messages") from None
-    return await model.tokenise(text, "messages", None if quoted == turns else mark)
+def answer_message(answer: WholeAnswer) -> AnswerMessage:
+    """Text, calls, or both."""
+    if not answer.calls:
+        return AnswerMessage(answer.text)
+    calls = [
+        ToolCall(call.call_id or "", FunctionCall(call.name or "", call.arguments)) for call in answer.calls
+    ]
+    return AnswerMessage(answer.text or None, tool_calls=calls)
 
 
-def _turn(place: int, message: Message) -> dict[str, Any]:
-    if message.tool_calls:
-        raise UnsupportedError(
-            "tool calls are not supported by this service", param=f"messages[{place}].tool_calls"
-        )
-    if message.content is None:
-        raise InvalidRequestError(
-            f"messages[{place}].content: expected a string or text parts, got null",
-            param=f"messages[{place}].content",
-        )
-    role = "system" if message.role == "developer" else message.role
-    if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
-    texts = [_part_text(f"messages[{place}].content[{i}]", part) for i, part in enumerate(message.content)]
-    return {"role": role, "content": "".join(texts)}
-
-
-def _part_text(path: str, part: ContentPart) -> str:
-    if part.type != "text":
-        raise UnsupportedError(
-            f"{path}: parts of type {part.type!r} are not supported, only text", param=f"{path}.type"
-        )
-    if part.text is None:
-        raise InvalidRequestError(f"{path}.text is required", param=f"{path}.text")
-    return part.text
+def _call(delta: CallDelta) -> bytes:
+    arguments = _json(delta.arguments)
+    if delta.name is None:
+        return b'{"index":%d,"function":{"arguments":%s}}' % (delta.index, arguments)
+    head = (delta.index, _json(delta.call_id), _json(delta.name), arguments)
+    return b'{"index":%d,"id":%s,"type":"function","function":{"name":%s,"arguments":%s}}' % head
 
 
 def _refuse_unsupported(body: ChatRequest) -> None:
     if body.modalities is not None and body.modalities != ["text"]:
         raise UnsupportedError("modalities: only text is supported", param="modalities")
-    for name in ("tool_choice", "function_call"):
-        if getattr(body, name) not in (None, "none", "auto"):
-            raise UnsupportedError(f"{name} is not supported by this service", param=name)
+    if body.function_call not in (None, "none", "auto"):
+        raise UnsupportedError("function_call: use tools and tool_choice", param="function_call")
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
 

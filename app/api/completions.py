@@ -126,6 +126,7 @@ def completions_router(desk: Desk) -> APIRouter:
             continues_text=True,
             deadline_at=deadline_at(request, record, record.stream),
             cache_salt=body.cache_salt or "",
+            priority=body.priority or 0,
         )
         generation = await desk.generator.begin(order, model, record)
         if record.stream:

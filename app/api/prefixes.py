@@ -6,9 +6,9 @@ from itertools import takewhile
 
 import msgspec
 
-from app.api.chat import prompt_tokens
 from app.api.schemas import Message
 from app.errors import InvalidRequestError
+from app.requests.conversation import prompt_tokens
 from app.requests.served import ServedModel
 
 PREFIX_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

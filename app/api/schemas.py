@@ -8,7 +8,7 @@ right. Names nobody defined are ignored, as the SDKs expect.
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -28,10 +28,42 @@ class StreamOptions(Struct, frozen=True):
 
 
 class ContentPart(Struct, frozen=True):
-    """A piece of a message; only `type` text is served."""
+    """A piece of a message; of the `type`s only text is served, and a refusal of an earlier turn."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
+
+
+class FunctionCall(Struct, frozen=True):
+    """A function's name and its arguments, a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True):
+    """A call of a tool that the assistant asks for; results come back under its `id`."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class FunctionTool(Struct, frozen=True):
+    """A function that may be called. `parameters`: the JSON schema of its arguments, counting exactly with `strict`."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Anything] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, frozen=True):
+    """A tool that may be called; only functions are served."""
+
+    type: str
+    function: FunctionTool | None = None
 
 
 class Message(Struct, frozen=True):
@@ -40,7 +72,7 @@ class Message(Struct, frozen=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[Anything] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
 
 
@@ -80,7 +112,6 @@ class Hints(Struct, kw_only=True, frozen=True):
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Anything] | None = None
     prompt_cache_retention: str | None = None
-    parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
 
@@ -116,6 +147,8 @@ class Sampling(Refused, kw_only=True, frozen=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: CacheSalt | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    """Order among the requests of the same tenant that wait: lower goes first."""
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Anything] | str | None = None
     guided_regex: str | None = None
@@ -136,7 +169,8 @@ class ChatRequest(Sampling, kw_only=True, frozen=True):
     modalities: list[str] | None = None
     tool_choice: str | dict[str, Anything] | None = None
     function_call: str | dict[str, Anything] | None = None
-    tools: Anything = None
+    tools: list[Tool] | None = None
+    parallel_tool_calls: bool | None = None
     functions: Anything = None
     audio: Anything = None
     prediction: Anything = None
@@ -163,7 +197,6 @@ REFUSED_FIELDS: dict[type[Struct], tuple[str, ...]] = {
     ChatRequest: (
         *_OWN_REFUSED,
         *(
-            "tools",
             "functions",
             "audio",
             "prediction",
@@ -235,11 +268,12 @@ class CompletionLogprobs(Struct, frozen=True):
 
 
 class AnswerMessage(Struct, frozen=True):
-    """The assistant's turn."""
+    """The assistant's turn: text, calls of tools, or text and then calls."""
 
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.answers import Desk, json_response
 from app.api.body import parse, read_body
-from app.api.chat import prompt_tokens
 from app.api.openapi import json_body
 from app.api.schemas import CacheSalt, Message, TokenId
 from app.errors import InvalidRequestError
+from app.requests.conversation import prompt_tokens
 from app.requests.served import ServedModel
 
 

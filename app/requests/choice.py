@@ -1,10 +1,12 @@
 """One answer as text: takes tokens as they come, gives text that is whole, ends at a stop token or stop string."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from app.api.schemas import ChosenLogprob, TopLogprob
+from app.requests.calls import CallDelta, CallReader
 from app.requests.mailbox import Produced
 from app.routing.dispatch import Dispatch
 from app.text import TextStream, Tokenizer
@@ -12,12 +14,13 @@ from engine.protocol import TokenLogprob
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """What became visible of a choice: text, log-probabilities, and, with the last piece, why it ended."""
+    """What became visible of a choice: text, calls, log-probabilities, and, with the last piece, why it ended."""
 
     choice: int
     text: str
     logprobs: list[ChosenLogprob] | None
     finish_reason: str | None
+    calls: Sequence[CallDelta] = ()
 
 
 @dataclass(eq=False)
@@ -28,6 +31,8 @@ class Choice:
     dispatch: Dispatch
     tokenizer: Tokenizer
     stream: TextStream
+    calls: CallReader | None = None
+    """Tells calls of tools from text, where tools were offered."""
     num_tokens: int = 0
     finish_reason: str | None = None
     _pending: list[ChosenLogprob] = field(default_factory=list)
@@ -37,7 +42,7 @@ class Choice:
         if self.finish_reason is not None:
             return None
         text, stops = "", self.dispatch.work.sampling.stop_token_ids
-        reason = produced.finish_reason
+        reason: str | None = produced.finish_reason
         logprobs = produced.logprobs
         for place, token_id in enumerate(produced.token_ids):
             self.num_tokens += 1
@@ -53,11 +58,18 @@ class Choice:
                 break
         if reason is not None:
             text += self.stream.finish()
-            self.finish_reason = reason
-        if not text and reason is None:
+        calls: Sequence[CallDelta] = ()
+        if self.calls is not None:
+            text, calls = self.calls.feed(text)
+            if reason is not None:
+                text += self.calls.finish()
+            if reason == "stop" and self.calls.is_complete:
+                reason = "tool_calls"
+        self.finish_reason = reason
+        if not text and not calls and reason is None:
             return None
         pending, self._pending = self._pending, []
-        return Piece(self.index, text, pending if logprobs is not None or pending else None, reason)
+        return Piece(self.index, text, pending if logprobs is not None or pending else None, reason, calls)
 
     def _describe(self, logprob: TokenLogprob) -> ChosenLogprob:
         top = [self._top(token_id, value) for token_id, value in logprob.top]

@@ -12,7 +12,7 @@ from app.api.schemas import JsonSchema, ResponseFormat, Sampling
 from app.errors import InvalidRequestError
 from engine.grammar import GrammarError, check_grammar
 
-_SPACING: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+SPACING: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write a value: a model that may put white space anywhere may do so until its tokens are used up."""
 _MAX_KNOWN = 256
 _known: "OrderedDict[str, None]" = OrderedDict()
@@ -25,6 +25,24 @@ async def constraint(request: Sampling, response_format: ResponseFormat | None) 
     Raises InvalidRequestError naming the field whose schema, expression or grammar cannot be served, or that two
     fields contradict each other.
     """
+    given = shapes(request, response_format)
+    if not given:
+        return None
+    if len(given) > 1:
+        raise InvalidRequestError(f"{' and '.join(given)}: give one of them", param=next(iter(given)))
+    ((name, value),) = given.items()
+    if isinstance(value, ResponseFormat):
+        return await _response_format(value)
+    kind = re.split("[_.]", name)[-1]
+    try:
+        grammar = _grammar(kind, value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _refused(name, error) from None
+    return await checked(grammar, name)
+
+
+def shapes(request: Sampling, response_format: ResponseFormat | None) -> dict[str, Any]:
+    """The fields that say what shape an answer has, by name."""
     given = {
         name: value
         for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
@@ -39,19 +57,7 @@ async def constraint(request: Sampling, response_format: ResponseFormat | None) 
         }
     if response_format is not None and response_format.type != "text":
         given["response_format"] = response_format
-    if not given:
-        return None
-    if len(given) > 1:
-        raise InvalidRequestError(f"{' and '.join(given)}: give one of them", param=next(iter(given)))
-    ((name, value),) = given.items()
-    if isinstance(value, ResponseFormat):
-        return await _response_format(value)
-    kind = re.split("[_.]", name)[-1]
-    try:
-        grammar = _grammar(kind, value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise _refused(name, error) from None
-    return await checked(grammar, name)
+    return given
 
 
 async def checked(grammar: str, param: str) -> str:
@@ -74,13 +80,14 @@ def json_grammar(schema: dict[str, Any] | bool | str, *, exact: bool) -> str:
     """
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
-    options: Any = {**_SPACING, "lenient": not exact}
+    options: Any = {**SPACING, "lenient": not exact}
     return LLMatcher.grammar_from_json_schema(schema, overrides=options)
 
 
-async def _response_format(wanted: ResponseFormat) -> str:
+def format_schema(wanted: ResponseFormat) -> tuple[dict[str, Any] | bool, bool, str]:
+    """A JSON answer's schema, whether it counts exactly, and the field that has it. Raises InvalidRequestError."""
     if wanted.type == "json_object":
-        return await checked(json_grammar({"type": "object"}, exact=True), "response_format")
+        return {"type": "object"}, True, "response_format"
     described: JsonSchema | None = wanted.json_schema
     if described is None:
         raise InvalidRequestError(
@@ -88,10 +95,14 @@ async def _response_format(wanted: ResponseFormat) -> str:
             param="response_format.json_schema",
             code="missing_required_parameter",
         )
-    param = "response_format.json_schema.schema"
     schema = described.schema if described.schema is not None else {"type": "object"}
+    return schema, bool(described.strict), "response_format.json_schema.schema"
+
+
+async def _response_format(wanted: ResponseFormat) -> str:
+    schema, exact, param = format_schema(wanted)
     try:
-        grammar = json_grammar(schema, exact=bool(described.strict))
+        grammar = json_grammar(schema, exact=exact)
     except (TypeError, ValueError, RecursionError) as error:
         raise _refused(param, error) from None
     return await checked(grammar, param)

@@ -37,6 +37,8 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda pattern: datetime.now().astimezone().strftime(pattern)
+        self.knows_calls = "<tool_call>" in source and "tools" in source
+        """It tells a model of tools, and to call them as `<tool_call>{"name": …, "arguments": {…}}</tool_call>`."""
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             self._template = environment.from_string(source)

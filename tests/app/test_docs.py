@@ -37,5 +37,7 @@ def test_routes_are_documented(served: ServedModel) -> None:
     app = create_app(Settings(), models={served.id: served}, directory=FakeDirectory(), pool=pool)
     paths: dict[str, dict[str, Any]] = app.openapi()["paths"]
     routes = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
-    documented = {re.sub(r"\{\w+\}", "{}", route) for route in re.findall(r"`((?:GET|POST|DELETE) /[^`]+)`", TEXT)}
+    documented = {
+        re.sub(r"\{\w+\}", "{}", route) for route in re.findall(r"`((?:GET|POST|DELETE) /[^`]+)`", TEXT)
+    }
     assert documented == {re.sub(r"\{\w+\}", "{}", route) for route in routes}

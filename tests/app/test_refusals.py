@@ -23,6 +23,13 @@ def text(**more: Any) -> dict[str, Any]:
     return {"model": MODEL, "prompt": "hello", "max_tokens": 2, **more}
 
 
+def tool(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+CALL: dict[str, Any] = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
 def check(answer: Any, status: int, param: str | None, code: str | None = None) -> None:
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
@@ -65,6 +72,34 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, chat(guided_choice=[]), "guided_choice"),
     (CHAT, chat(guided_regex="a", guided_choice=["a"]), "guided_regex"),
     (CHAT, chat(structured_outputs={"regex": "("}), "structured_outputs.regex"),
+    (CHAT, chat(tools=[{"type": "function"}]), "tools[0].function"),
+    (CHAT, chat(tools=[{"function": {"name": "f"}}]), "tools[0].type"),
+    (CHAT, chat(tools=[tool("f g")]), "tools[0].function.name"),
+    (CHAT, chat(tools=[tool("f"), tool("f")]), "tools[1].function.name"),
+    (CHAT, chat(tools=[tool("f", parameters={"type": "array"})]), "tools[0].function.parameters"),
+    (CHAT, chat(tools=[tool("f", parameters={"type": ["x"]})]), "tools[0].function.parameters"),
+    (
+        CHAT,
+        chat(tools=[tool("f", strict=True, parameters={"properties": {"a": {"uniqueItems": True}}})]),
+        "tools[0].function.parameters",
+    ),
+    (CHAT, chat(tools=[tool(f"f{i}") for i in range(129)]), "tools"),
+    (CHAT, chat(tools=[tool("f")], guided_regex="a"), "guided_regex"),
+    (CHAT, chat(tool_choice="required"), "tool_choice"),
+    (CHAT, chat(tools=[tool("f")], tool_choice="some"), "tool_choice"),
+    (CHAT, chat(tools=[tool("f")], tool_choice=tool("g")), "tool_choice"),
+    (CHAT, chat(tools=[tool("f")], tool_choice={"type": "allowed_tools"}), "tool_choice"),
+    (CHAT, chat(messages=[{"role": "tool", "content": "5"}]), "messages[0].tool_call_id"),
+    (CHAT, chat(messages=[{"role": "user", "content": "5", "tool_calls": [CALL]}]), "messages[0].tool_calls"),
+    (
+        CHAT,
+        chat(
+            messages=[
+                {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "["}}]}
+            ]
+        ),
+        "messages[0].tool_calls[0].function.arguments",
+    ),
     (CHAT, {"model": MODEL}, "messages"),
     (CHAT, {"messages": HELLO}, "model"),
     (CHAT, chat(messages="hello"), "messages"),
@@ -110,8 +145,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
-    (CHAT, chat(tools=[{"type": "function", "function": {"name": "f"}}]), "tools"),
-    (CHAT, chat(tool_choice="required"), "tool_choice"),
+    (CHAT, chat(tools=[{"type": "custom", "custom": {"name": "f"}}]), "tools[0].type"),
     (CHAT, chat(functions=[{"name": "f"}]), "functions"),
     (CHAT, chat(audio={"voice": "alloy"}), "audio"),
     (CHAT, chat(modalities=["audio"]), "modalities"),
