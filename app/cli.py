@@ -1,5 +1,6 @@
 """The `cloudmatrix` command: names the sub-commands and turns expected errors into one clear line."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,6 @@ from observe import logs, traces
 
 app = typer.Typer(
     name="cloudmatrix",
-    help="Model-as-a-Service after CloudMatrix384: disaggregated prefill and decode over a pooled KV cache.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -40,6 +40,21 @@ MIB = 1 << 20
 
 def _env(name: str) -> str:
     return f"CLOUDMATRIX_{name}"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("cloudmatrix"))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Model-as-a-Service after CloudMatrix384: disaggregated prefill and decode over a pooled KV cache."""
 
 
 @app.command()
@@ -158,6 +173,7 @@ def worker(
     host: Annotated[
         str, typer.Option(help="Address to listen on; `auto`: what this host's name means.")
     ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, envvar=_env("THREADS"))] = None,
     kv_memory_mib: Annotated[int, typer.Option(min=64, envvar=_env("KV_MEMORY_MIB"))] = 1024,
 ) -> None:
@@ -168,7 +184,7 @@ def worker(
     from app.matrix.cores import default_threads
     from app.matrix.solo import run_worker
 
-    run_worker(role, index, model, redis, host, threads or default_threads(), kv_memory_mib * MIB)
+    run_worker(role, index, model, redis, host, threads or default_threads(), kv_memory_mib * MIB, port)
 
 
 @app.command()

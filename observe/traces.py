@@ -150,4 +150,4 @@ class _Exporting:
             )
 
     def close(self) -> None:
-        self._processor.shutdown()
+        self._processor.shutdown()  # type: ignore[no-untyped-call]  # untyped in the SDK

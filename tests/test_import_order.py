@@ -1,4 +1,4 @@
-"""The order of the rooms, observe <- fabric <- memory_pool <- engine <- app, and what the gateway sees of the others."""
+"""The order of the rooms, observe <- fabric <- memory_pool <- engine <- app, and what the gateway sees of them."""
 
 import ast
 from pathlib import Path

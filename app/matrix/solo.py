@@ -38,13 +38,20 @@ def compile_kernels() -> None:
 
 
 def run_worker(
-    role: Role, index: int, model: str, redis_url: str, host: str, threads: int, kv_memory_bytes: int
+    role: Role,
+    index: int,
+    model: str,
+    redis_url: str,
+    host: str,
+    threads: int,
+    kv_memory_bytes: int,
+    port: int = 0,
 ) -> NoReturn:
-    """Fetch the model, compile the kernels and become the worker."""
+    """Fetch the model, compile the kernels and become the worker. `port` 0: any free one."""
     entry = catalogue.pull(model)
     compile_kernels()
     address = socket.gethostbyname(socket.gethostname()) if host == "auto" else host
     argv = worker_arguments(role, index, entry, threads=threads, kv_memory_bytes=kv_memory_bytes)
     # In the environment rather than among the arguments: the URL may hold a password.
     os.environ["CLOUDMATRIX_REDIS_URL"] = redis_url
-    os.execv(argv[0], [*argv, "--host", address])  # noqa: S606 - becomes our own program, no shell
+    os.execv(argv[0], [*argv, "--host", address, "--port", str(port)])  # noqa: S606 - becomes our own program, no shell

@@ -56,6 +56,7 @@ class Running:
             threads=1,
             kv_bytes=1,
             limits=Limits(),
+            speculate=False,  # a guess that is computed and thrown away would show in the counters
         )
         self.service = WorkerService(options, url=self.url, load=self._load)
         self.server = uvicorn.Server(

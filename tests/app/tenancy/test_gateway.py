@@ -122,7 +122,7 @@ async def test_50_parallel_requests_never_overrun_a_token_limit(gateway: Gateway
         )  # the minute is 3 s in this test, a slot 50 ms
         assert answer.headers["x-ratelimit-limit-tokens"] == "1000"
     assert (await until_usage(gateway, "parallel", 20))["completion_tokens"] == 400
-    # A busy machine spreads the burst: some of the 20 may have been let in after the last refusal said when to come back.
+    # A busy machine spreads the burst: some of the 20 may have come in after the last refusal said when to return.
     await asyncio.sleep(3.1)
     assert [answer.status_code for answer in await burst()].count(200) == 20
 
