@@ -156,7 +156,7 @@ def chat_n_and_seed(access: Access) -> None:
 
 
 @case
-def chat_stop(access: Access) -> None:
+def stop_strings(access: Access) -> None:
     fields: Any = {"model": access.model, "prompt": "1, 2, 3, 4, 5,", "temperature": 0, "max_tokens": 40}
     with access.sdk() as sdk:
         free = sdk.completions.create(**fields).choices[0].text
@@ -190,7 +190,7 @@ def chat_logprobs(access: Access) -> None:
 
 
 @case
-def chat_logit_bias_and_penalties(access: Access) -> None:
+def logit_bias_and_penalties(access: Access) -> None:
     fields: Any = {"model": access.model, "prompt": "the the the the", "temperature": 0, "max_tokens": 12}
     with access.sdk() as sdk:
         forced = sdk.completions.create(**fields, logit_bias={"500": 100})

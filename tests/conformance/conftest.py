@@ -10,40 +10,56 @@ from tests.conformance.cases import Access
 from tests.service.running import running
 
 MODEL = "smollm2-135m"
+TENANT = "conformance"
+
+
+class Administrator:
+    """Makes keys on a service that had none."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+        self.url = str(client.base_url).rstrip("/")
+        self._post("tenants", id=TENANT)
+        self.key = self.make_key("operator", is_admin=True)
+        client.headers["authorization"] = f"Bearer {self.key}"
+
+    def make_key(self, name: str, limits: dict[str, int] | None = None, **scope: Any) -> str:
+        made = self._post("keys", tenant_id=TENANT, name=name, **scope)
+        if limits:
+            self._post("limits", subject_kind="key", subject_id=made["id"], **limits)
+        return str(made["key"])
+
+    def _post(self, path: str, **body: Any) -> Any:
+        answer = self._client.post(f"/api/admin/{path}", json=body)
+        assert answer.is_success, answer.text
+        return answer.json()
 
 
 @pytest.fixture(scope="package")
-def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
-    """A service of its own, with one prefill and one decode worker, and the keys that the cases need."""
-    with running(tmp_path_factory.mktemp("conformance"), "--no-console") as service:
-        keys: dict[str, str] = {}
-        with httpx.Client(base_url=service.url, timeout=30, trust_env=False) as client:
+def administrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Administrator]:
+    """Of a service of its own, with one prefill and one decode worker."""
+    with (
+        running(tmp_path_factory.mktemp("conformance"), "--no-console") as service,
+        service.client(timeout_s=30) as client,
+    ):
+        yield Administrator(client)
 
-            def post(path: str, **body: Any) -> Any:
-                answer = client.post(f"/api/admin/{path}", json=body)
-                assert answer.is_success, answer.text
-                return answer.json()
 
-            post("tenants", id="conformance")
-            scopes: dict[str, dict[str, Any]] = {
-                "operator": {"is_admin": True},
-                "narrow": {"models": ["another-model"]},
-                "limited": {},
-                "single": {},
-            }
-            for name, scope in scopes.items():
-                made = post("keys", tenant_id="conformance", name=name, **scope)
-                keys[name] = made["key"]
-                client.headers["authorization"] = f"Bearer {keys['operator']}"
-                if name in ("limited", "single"):
-                    limit = {"requests_per_minute": 1} if name == "limited" else {"concurrent_requests": 1}
-                    post("limits", subject_kind="key", subject_id=made["id"], **limit)
-        yield Access(service.url, MODEL, keys)
+@pytest.fixture
+def access(administrator: Administrator) -> Access:
+    """What a case must know; the keys with limits are new."""
+    keys = {
+        "operator": administrator.key,
+        "narrow": administrator.make_key("narrow", models=["another-model"]),
+        "limited": administrator.make_key("limited", {"requests_per_minute": 1}),
+        "single": administrator.make_key("single", {"concurrent_requests": 1}),
+    }
+    return Access(administrator.url, MODEL, keys)
 
 
 @pytest.fixture
 def access_file(access: Access, tmp_path: Path) -> Path:
-    """What a process of its own must know to run the cases."""
+    """The same for a process of its own."""
     file = tmp_path / "access.json"
     file.write_text(json.dumps({"url": access.url, "model": access.model, "keys": access.keys}))
     return file
