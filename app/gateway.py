@@ -5,6 +5,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
+from importlib.metadata import version
 
 import httpx
 from fastapi import FastAPI
@@ -17,6 +18,7 @@ from app.api.chat import chat_router
 from app.api.completions import completions_router
 from app.api.middleware import Entrance, install_error_handlers
 from app.api.models import models_router
+from app.api.openapi import DocumentedApp
 from app.api.ops import ops_router
 from app.api.pool import pool_router
 from app.api.requests import requests_router
@@ -131,7 +133,7 @@ def create_app(
                 if owned is not None:
                     await owned.close()
 
-    app = FastAPI(title="cloudmatrix", lifespan=lifespan)
+    app = DocumentedApp(title="cloudmatrix", version=version("cloudmatrix"), lifespan=lifespan)
     app.state.tenancy = tenancy
     app.include_router(ops_router(workers, metrics))
     app.include_router(chat_router(desk))

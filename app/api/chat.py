@@ -97,7 +97,9 @@ def chat_router(desk: Desk) -> APIRouter:
     """The route over `desk`."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", openapi_extra=json_body(ChatRequest))
+    @router.post(
+        "/v1/chat/completions", openapi_extra=json_body(ChatRequest, ChatCompletion, is_streamed=True)
+    )
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation, streamed or whole."""
         record = new_record(request, "chat")

@@ -95,7 +95,7 @@ def completions_router(desk: Desk) -> APIRouter:
     """The route over `desk`."""
     router = APIRouter()
 
-    @router.post("/v1/completions", openapi_extra=json_body(CompletionRequest))
+    @router.post("/v1/completions", openapi_extra=json_body(CompletionRequest, Completion, is_streamed=True))
     async def create_completion(request: Request) -> Response:
         """Continue one or several prompts, streamed or whole."""
         record = new_record(request, "completions")

@@ -7,8 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from app.api.answers import json_response
+from app.api.openapi import json_answer
 from app.errors import NotFoundError
 from app.requests.history import History
+from app.requests.record import RecordView
 from app.tenancy.principal import caller
 
 REPORTS_S = 2.0
@@ -33,7 +35,7 @@ def requests_router(history: History) -> APIRouter:
             }
         )
 
-    @router.get("/api/requests/{request_id}")
+    @router.get("/api/requests/{request_id}", openapi_extra=json_answer(RecordView))
     async def retrieve_request(request_id: str) -> Response:
         """One record; of a request that has ended, with all reports."""
         record = history.get(request_id)

@@ -58,7 +58,7 @@ def tokens_router(desk: Desk) -> APIRouter:
     def _model(name: str | None) -> ServedModel:
         return next(iter(desk.models.values())) if name is None else desk.model(name)
 
-    @router.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
+    @router.post("/tokenize", openapi_extra=json_body(TokenizeRequest, Tokenized))
     async def tokenize(request: Request) -> Response:
         """Token ids of a text or a conversation."""
         body = parse(await read_body(request, desk.settings.max_body_bytes), _tokenize_decoder)
@@ -75,7 +75,7 @@ def tokens_router(desk: Desk) -> APIRouter:
             strings = [tokenizer.token_bytes(token).decode("utf-8", errors="replace") for token in tokens]
         return json_response(Tokenized(len(tokens), model.max_context_tokens, tokens, strings))
 
-    @router.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
+    @router.post("/detokenize", openapi_extra=json_body(DetokenizeRequest, Detokenized))
     async def detokenize(request: Request) -> Response:
         """The text of token ids, control tokens included."""
         body = parse(await read_body(request, desk.settings.max_body_bytes), _detokenize_decoder)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.answers import json_response
 from app.api.body import parse, read_body
-from app.api.openapi import json_body
+from app.api.openapi import json_answer, json_body
 from app.api.schemas import RoleChange
 from app.errors import ConflictError, NotFoundError, UnavailableError
 from app.routing.workers import Worker, Workers
@@ -45,18 +45,18 @@ def workers_router(workers: Workers, client: httpx.AsyncClient) -> APIRouter:
         """Every known worker."""
         return json_response({"workers": [_view(worker) for worker in workers.all()]})
 
-    @router.get("/api/workers/{worker_id}")
+    @router.get("/api/workers/{worker_id}", openapi_extra=json_answer(WorkerView))
     async def retrieve_worker(worker_id: str) -> Response:
         """One worker."""
         return json_response(_view(_known(worker_id)))
 
-    @router.post("/api/workers/{worker_id}/role", openapi_extra=json_body(RoleChange))
+    @router.post("/api/workers/{worker_id}/role", openapi_extra=json_body(RoleChange, WorkerView))
     async def change_role(worker_id: str, request: Request) -> Response:
         """Let a worker prefill, decode, or both; what it has is finished first."""
         change = parse(await read_body(request, MAX_BODY_BYTES), _role_decoder)
         return await _forward(_known(worker_id), "role", msgspec.json.encode(change))
 
-    @router.post("/api/workers/{worker_id}/drain")
+    @router.post("/api/workers/{worker_id}/drain", openapi_extra=json_answer(WorkerView))
     async def drain(worker_id: str) -> Response:
         """Send it nothing new; it finishes what it has."""
         return await _forward(_known(worker_id), "drain", b"{}")

@@ -1,11 +1,12 @@
 """`/api/admin/…`: tenants, users, keys, limits, prices and usage. For keys of administrators alone."""
 
+import re
 from datetime import date
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.errors import InvalidRequestError
 from app.tenancy.limits import Limit
@@ -16,13 +17,35 @@ from app.tenancy.tenancy import Tenancy
 from app.tenancy.usage import Group, usage
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-Money = Annotated[Decimal, Field(ge=0, le=1_000_000)]
+MONEY = r"^[0-9]{1,7}([.][0-9]{1,12})?$"
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Names = Annotated[list[Name], Field(max_length=100)]
 
 
+def _plainly_written(amount: object) -> object:
+    if isinstance(amount, str) and not re.fullmatch(MONEY, amount):
+        raise ValueError("must be a decimal number, such as 0.15")
+    return amount
+
+
+Money = Annotated[
+    Decimal,
+    Field(ge=0, le=1_000_000, strict=False),  # JSON has no decimals of its own
+    BeforeValidator(_plainly_written),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": 1_000_000},
+                {"type": "string", "pattern": MONEY},
+            ]
+        }
+    ),
+]
+"""An amount of the currency: a number, or a string, which keeps all its digits."""
+
+
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class NewTenant(_Body):

@@ -19,18 +19,18 @@ class Administrator:
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
         self.url = str(client.base_url).rstrip("/")
-        self._post("tenants", id=TENANT)
+        self.post("/api/admin/tenants", id=TENANT)
         self.key = self.make_key("operator", is_admin=True)
         client.headers["authorization"] = f"Bearer {self.key}"
 
     def make_key(self, name: str, limits: dict[str, int] | None = None, **scope: Any) -> str:
-        made = self._post("keys", tenant_id=TENANT, name=name, **scope)
+        made = self.post("/api/admin/keys", tenant_id=TENANT, name=name, **scope)
         if limits:
-            self._post("limits", subject_kind="key", subject_id=made["id"], **limits)
+            self.post("/api/admin/limits", subject_kind="key", subject_id=made["id"], **limits)
         return str(made["key"])
 
-    def _post(self, path: str, **body: Any) -> Any:
-        answer = self._client.post(f"/api/admin/{path}", json=body)
+    def post(self, path: str, **body: Any) -> Any:
+        answer = self._client.post(path, json=body)
         assert answer.is_success, answer.text
         return answer.json()
 
