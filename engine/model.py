@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engine.config import KVLayout, ModelConfig
 from engine.kernels import Progress, choose, step, tiles, warm
 from engine.kernels.attention import TILE_POSITIONS, scratch_bytes
-from engine.kernels.matmul import TILE_ROWS
+from engine.kernels.matmul import SUM_BYTES, TILE_ROWS
 from engine.kernels.packing import LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
 from engine.kernels.team import Team
 from engine.kv_cache import KVCache
@@ -25,7 +25,7 @@ from engine.weights.tensor import Tensor, dequantise
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 
-NUMERICS = "a12-row/f16-kv/1"
+NUMERICS = "a12-row/w12-factored/f16-kv/1"
 """Changes whenever the same weights and tokens would give other bits."""
 
 
@@ -210,8 +210,8 @@ class Model:
             plan[step.QKV] = self._hold("qkv", num_rows * qkv_width * 4)
             plan[step.MIXED] = self._hold("mixed", num_rows * heads_width * 4)
             plan[step.GATED] = self._hold("gated", num_rows * config.intermediate_size * 4)
-            plan[step.QUANTISED] = self._hold("quantised", num_rows * widest * 2)
-            plan[step.SUMS] = self._hold("sums", num_rows * widest // 32 * 4)
+            plan[step.QUANTISED] = self._hold("quantised", num_rows * -(-widest // 64) * 128)
+            plan[step.SUMS] = self._hold("sums", num_rows * widest // 32 * SUM_BYTES)
             plan[step.SCALES] = self._hold("scales", num_rows * 4)
         if num_logits > self._num_logits:
             self._num_logits = num_logits

@@ -1,8 +1,11 @@
-"""Quantised matrix times quantised rows, exact in its integers and in one fixed order in its floats.
+"""Quantised matrix times quantised rows: sums exact in their integers, floats in one fixed order.
 
-For a row and 16 outputs, over the blocks b of 32 inputs in order: acc = fma(float(Σ q·x), d, acc), then
-acc = fma(float(Σ x), m, acc); at the end acc · scale of the row. An activation x = 16·h + l has 12 bits in two
-signed bytes, so Σ q·x = 16·Σ q·h + Σ q·l. Whoever computes Σ q·x (tiles, VNNI, plain code) gets the same integer.
+Activations x have 12 bits and one scale a row. Weights of 4 bits are s · (D · q + M) with integers D, M for each block
+of 32 inputs and one float s an output: the sum over blocks of D · Σ q·x + M · Σ x is one exact integer of 32 bits,
+however it is added up; then · s · scale of the row. Weights of 8 bits have a float d for each block: acc =
+fma(float(Σ q·x), d, acc), then acc = fma(float(Σ x), -128·d, acc), block by block; at the end · scale of the row. An
+activation x = 32·h + l is two signed bytes, |h| < 64, so Σ q·x = 32·Σ q·h + Σ q·l. Whoever computes an integer (tiles,
+VNNI, plain code) gets the same one.
 """
 
 from typing import Any
@@ -12,18 +15,21 @@ from llvmlite import ir
 from engine.kernels import simd
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, inline, intrinsic, jit, types
-from engine.kernels.packing import BLOCK_BYTES, Q4_0, Q4_1, Q8_0, SCALE_BYTES
-from engine.kernels.simd import F32, F32_LANES, I8, I32, I32_LANES, I64, LANES
+from engine.kernels.packing import BLOCK_BYTES, FACTORED, Q8_0, SCALE_BYTES
+from engine.kernels.simd import F32, F32_LANES, I8, I16, I32, I32_LANES, I64, LANES
 
 Builder = Any
 TILE_ROWS = 16
-ROW_BLOCK_BYTES = 64
-"""One block of one quantised row: 32 bytes h, 32 bytes l. 16 rows of one block lie together, then the next block."""
+LIMB_BYTES = 64
+ROW_STEP_BYTES = 2 * LIMB_BYTES
+STEP_BYTES = TILE_ROWS * ROW_STEP_BYTES
+"""Quantised rows lie in tiles of 16, step by step of 64 inputs: of each row the limbs h [64 bytes], then the l."""
+SUM_PAIR, SUM_FLOAT = 0, 4
+SUM_BYTES = 8
+"""Of one row over one block of 32 inputs: 2 · Σ h and Σ l as a pair of 16 bits, Σ x as a float."""
+TILE_SUMS_BYTES = TILE_ROWS * SUM_BYTES
 PREFETCH_BYTES = 8192
 """How far ahead of the block at work weights are fetched."""
-TILE_BYTES = TILE_ROWS * ROW_BLOCK_BYTES
-TILE_SUMS_BYTES = TILE_ROWS * 4
-"""The sums of 16 rows over one block."""
 
 
 def _const(value: int) -> Any:
@@ -91,6 +97,17 @@ def _dot_arm(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
     return builder.shuffle_vector(low, high, ir.Constant(I32_LANES, list(range(LANES))))
 
 
+def _pairs_portable(builder: Builder, acc: Any, a: Any, b: Any) -> Any:
+    for shift in (16, 0):
+        left, right = (builder.ashr(builder.shl(value, _const(shift)), _const(16)) for value in (a, b))
+        acc = builder.add(acc, builder.mul(left, right))
+    return acc
+
+
+def _pairs_vnni(builder: Builder, acc: Any, a: Any, b: Any) -> Any:
+    return simd.call(builder, "llvm.x86.avx512.vpdpwssd.512", I32_LANES, [acc, a, b])
+
+
 DOT = {
     "amx": _dot_vnni,
     "vnni": _dot_vnni,
@@ -98,6 +115,22 @@ DOT = {
     "dotprod": _dot_arm,
     "portable": _dot_portable,
 }
+
+
+def _join_portable(builder: Builder, low: Any, high: Any) -> Any:
+    return builder.or_(builder.and_(low, _const(0xFFFF)), builder.shl(high, _const(16)))
+
+
+def _join_avx512(builder: Builder, low: Any, high: Any) -> Any:
+    # (low & mask) | shifted by name: LLVM would make one permutation of it, which costs three times as much.
+    args = [low, builder.shl(high, _const(16)), _const(0xFFFF), ir.Constant(I32, 0xEC)]
+    return simd.call(builder, "llvm.x86.avx512.pternlog.d.512", I32_LANES, args)
+
+
+JOIN = {"amx": _join_avx512, "vnni": _join_avx512}
+"""The low halves of two vectors as one vector of pairs; elsewhere plain code."""
+PAIRS = {"amx": _pairs_vnni, "vnni": _pairs_vnni}
+"""acc + a.low · b.low + a.high · b.high of the two signed halves of each lane; elsewhere plain code."""
 
 
 def unpack_ir(builder: Builder, form: int, address: Any) -> list[Any]:
@@ -111,13 +144,29 @@ def unpack_ir(builder: Builder, form: int, address: Any) -> list[Any]:
 
 
 def scales_ir(builder: Builder, form: int, address: Any) -> tuple[Any, Any]:
-    """d and m of one block of a panel."""
-    halves = ir.VectorType(simd.F16, LANES)
-    d = builder.fpext(simd.load(builder, address, halves, 32), F32_LANES)
-    if form == Q4_1:
-        return d, builder.fpext(simd.load(builder, simd.offset(builder, address, 32), halves, 32), F32_LANES)
-    zero = -8.0 if form == Q4_0 else -128.0
-    return d, builder.fmul(d, ir.Constant(F32_LANES, [zero] * LANES))
+    """Factor and addend of one block of a panel.
+
+    FACTORED: pairs of 16 bits (32·D, D) and (16·M, M), for Σ q·h, Σ q·l and 2·Σ h, Σ l; Q8_0: floats d and -128 · d.
+    """
+    if form == FACTORED:
+        kind, pairs = ir.VectorType(I16, LANES), ir.VectorType(I16, 2 * LANES)
+        twice = ir.Constant(ir.VectorType(I32, 2 * LANES), [lane // 2 for lane in range(2 * LANES)])
+        values = (simd.load(builder, simd.offset(builder, address, at), kind, 32) for at in (0, 32))
+        doubled = (
+            builder.mul(builder.shuffle_vector(value, value, twice), ir.Constant(pairs, [high, 1] * LANES))
+            for value, high in zip(values, (32, 16), strict=True)
+        )
+        factor, addend = (builder.bitcast(value, I32_LANES) for value in doubled)
+        return factor, addend
+    d = builder.fpext(simd.load(builder, address, ir.VectorType(simd.F16, LANES), 32), F32_LANES)
+    return d, builder.fmul(d, ir.Constant(F32_LANES, [-128.0] * LANES))
+
+
+def block_of_rows(builder: Builder, rows: Any, block: Any) -> Any:
+    """Where a block of quantised rows lies: the limbs h of their first row."""
+    one = ir.Constant(I64, 1)
+    step = builder.mul(builder.lshr(block, one), ir.Constant(I64, STEP_BYTES))
+    return builder.add(rows, builder.add(step, builder.mul(builder.and_(block, one), ir.Constant(I64, 32))))
 
 
 @intrinsic
@@ -139,39 +188,54 @@ def _rows_by_panel(
     if not (isinstance(isa, IsaType) and isinstance(form, types.IntegerLiteral)):
         return None
     dot, code, count = DOT[isa.tag], form.literal_value, rows.literal_value
+    pairs, join = PAIRS.get(isa.tag, _pairs_portable), JOIN.get(isa.tag, _join_portable)
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         _, _, _, panel_, blocks_, x_, sums_, scales_, out_, out_stride_, add_ = args
-        zero = ir.Constant(F32_LANES, [0.0] * LANES)
-        accs = [cgutils.alloca_once_value(b, zero) for _ in range(count)]
+        kind = I32_LANES if code == FACTORED else F32_LANES
+        accs = [cgutils.alloca_once_value(b, ir.Constant(kind, [0] * LANES)) for _ in range(count)]
         scale_base = b.add(panel_, b.mul(blocks_, ir.Constant(I64, BLOCK_BYTES[code])))
         with cgutils.for_range(b, blocks_) as loop:
             weights = unpack_ir(
                 b, code, b.add(panel_, b.mul(loop.index, ir.Constant(I64, BLOCK_BYTES[code])))
             )
-            d, m = scales_ir(
+            factor, addend = scales_ir(
                 b, code, b.add(scale_base, b.mul(loop.index, ir.Constant(I64, SCALE_BYTES[code])))
             )
             fetch_ahead(b, code, panel_, loop.index)
-            rows_at = b.add(x_, b.mul(loop.index, ir.Constant(I64, TILE_BYTES)))
+            rows_at = block_of_rows(b, x_, loop.index)
             sums_at = b.add(sums_, b.mul(loop.index, ir.Constant(I64, TILE_SUMS_BYTES)))
             for r in range(count):
+                at = simd.offset(b, sums_at, SUM_BYTES * r)
                 parts = []
-                for limb in (0, 32):
+                for limb in (0, LIMB_BYTES):
                     integer = _const(0)
                     for group, w in enumerate(weights):
                         quad = simd.load(
-                            b, simd.offset(b, rows_at, ROW_BLOCK_BYTES * r + limb + 4 * group), I32, 4
+                            b, simd.offset(b, rows_at, ROW_STEP_BYTES * r + limb + 4 * group), I32, 4
                         )
                         integer = dot(b, integer, w, quad)
                     parts.append(integer)
-                both = b.add(b.shl(parts[0], _const(4)), parts[1])
-                acc = simd.fma_ir(b, b.sitofp(both, F32_LANES), d, b.load(accs[r]))
-                total = simd.splat(b, simd.load(b, simd.offset(b, sums_at, 4 * r), F32, 4), F32_LANES)
-                b.store(simd.fma_ir(b, total, m, acc), accs[r])
+                if code == FACTORED:
+                    # Both sums fit 16 bits: 15 · 63 · 32 < 2^15.
+                    both = join(b, *parts)
+                    x_pair = simd.splat(b, simd.load(b, simd.offset(b, at, SUM_PAIR), I32, 4), I32_LANES)
+                    acc = pairs(b, b.load(accs[r]), both, factor)
+                    b.store(pairs(b, acc, x_pair, addend), accs[r])
+                else:
+                    both = b.add(b.shl(parts[0], _const(5)), parts[1])
+                    total = simd.splat(b, simd.load(b, simd.offset(b, at, SUM_FLOAT), F32, 4), F32_LANES)
+                    acc = simd.fma_ir(b, b.sitofp(both, F32_LANES), factor, b.load(accs[r]))
+                    b.store(simd.fma_ir(b, total, addend, acc), accs[r])
+        if code == FACTORED:
+            last = b.add(scale_base, b.mul(blocks_, ir.Constant(I64, SCALE_BYTES[code])))
+            row_scale = simd.load(b, last, F32_LANES, 64)
         for r in range(count):
             scale = simd.load(b, simd.offset(b, scales_, 4 * r), F32, 4)
-            value = b.fmul(b.load(accs[r]), simd.splat(b, scale, F32_LANES))
+            value = b.load(accs[r])
+            if code == FACTORED:
+                value = b.fmul(b.sitofp(value, F32_LANES), row_scale)
+            value = b.fmul(value, simd.splat(b, scale, F32_LANES))
             target = b.add(out_, b.mul(out_stride_, ir.Constant(I64, r)))
             with b.if_else(b.icmp_signed("!=", add_, ir.Constant(I64, 0))) as (adds, stores):
                 with adds:
@@ -186,13 +250,13 @@ def _rows_by_panel(
 @inline
 def tile_place(row: int, num_blocks: int) -> Any:
     """Byte offset of a row's first block among quantised rows."""
-    return row // TILE_ROWS * num_blocks * TILE_BYTES + row % TILE_ROWS * ROW_BLOCK_BYTES
+    return row // TILE_ROWS * ((num_blocks + 1) // 2) * STEP_BYTES + row % TILE_ROWS * ROW_STEP_BYTES
 
 
 @inline
 def sums_place(row: int, num_blocks: int) -> Any:
     """Byte offset of a row's first sum."""
-    return row // TILE_ROWS * num_blocks * TILE_SUMS_BYTES + row % TILE_ROWS * 4
+    return row // TILE_ROWS * num_blocks * TILE_SUMS_BYTES + row % TILE_ROWS * SUM_BYTES
 
 
 @inline
@@ -250,7 +314,5 @@ def multiply_panel(
     """
     if form == 0:
         _panel_of_form(isa, 0, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
-    elif form == 1:
-        _panel_of_form(isa, 1, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
     else:
-        _panel_of_form(isa, 2, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
+        _panel_of_form(isa, 1, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)

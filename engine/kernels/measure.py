@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.kernels import rows, tiles
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, intrinsic, jit, types
-from engine.kernels.matmul import DOT, TILE_ROWS
+from engine.kernels.matmul import DOT, ROW_STEP_BYTES, STEP_BYTES, SUM_BYTES, TILE_ROWS
 from engine.kernels.packing import BLOCK, LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
 from engine.kernels.simd import I32, I32_LANES, I64
 from engine.weights.tensor import Tensor
@@ -78,11 +78,14 @@ class Product:
     def __init__(self, isa: Isa, matrix: PackedMatrix, x: NDArray[np.float32]) -> None:
         num_rows, padded = len(x), -(-len(x) // TILE_ROWS) * TILE_ROWS
         self._isa, self._matrix, self._num_rows = isa, matrix, num_rows
-        self._quantised = aligned(padded * matrix.num_inputs * 2)
-        self._sums = aligned(padded * matrix.num_blocks * 4)
+        steps = -(-matrix.num_inputs // 64)
+        self._quantised = aligned(padded * steps * 128)
+        self._sums = aligned(padded * matrix.num_blocks * SUM_BYTES)
         self._scales = aligned(padded * 4)
         self._out = aligned(padded * matrix.num_panels * 64)
         self._scratch = aligned(tiles.scratch_bytes(matrix.num_inputs))
+        # What lies in working memory must not matter: a step shares it with attention.
+        self._scratch[:] = 0x55
         self._configs = aligned(128)
         self._configs.reshape(2, 64)[:] = tiles.tile_configs()
         x = np.ascontiguousarray(x, np.float32)
@@ -91,8 +94,8 @@ class Product:
             rows.quantise_row(
                 x[row].ctypes.data,
                 matrix.num_inputs,
-                self._quantised.ctypes.data + (tile * matrix.num_blocks * TILE_ROWS + lane) * 64,
-                self._sums.ctypes.data + (tile * matrix.num_blocks * TILE_ROWS + lane) * 4,
+                self._quantised.ctypes.data + tile * steps * STEP_BYTES + lane * ROW_STEP_BYTES,
+                self._sums.ctypes.data + (tile * matrix.num_blocks * TILE_ROWS + lane) * SUM_BYTES,
                 self._scales.ctypes.data + row * 4,
             )
 

@@ -1,9 +1,11 @@
 """Weights in the one layout that serves one row (decode) and many (prefill).
 
 A matrix [outputs, inputs] is cut into panels of 16 outputs. A panel holds, for each block of 32 inputs, its
-integers in dot-product order ([8 groups of 4 inputs][16 outputs][4 inputs]); then, for each block, 16 half-float
-scales d (and 16 minima m). Nibbles: group g in the low half of a byte, group g + 4 in the high half. All integers
-are unsigned: value = d · (q - zero) [+ m].
+integers in dot-product order ([8 groups of 4 inputs][16 outputs][4 inputs]), all unsigned; then what scales them.
+
+- Nibbles (FACTORED; group g in the low half of a byte, group g + 4 in the high half): for each block 16 integers D and
+  16 integers M of 16 bits, then for the panel 16 floats s. value = s · (D · q + M), see `weights.quantise.factor`.
+- Bytes (Q8_0): for each block 16 half-float scales d. value = d · (q - 128).
 """
 
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.weights.quantise import factor
 from engine.weights.tensor import KINDS, Tensor
 
 U8 = NDArray[np.uint8]
@@ -18,11 +21,14 @@ LANES = 16
 BLOCK = 32
 ALIGNMENT = 64
 
-Q4_1, Q4_0, Q8_0 = 0, 1, 2
-FORMS = {"q4_1": Q4_1, "q4_0": Q4_0, "q8_0": Q8_0}
-BLOCK_BYTES = (256, 256, 512)
+FACTORED, Q8_0 = 0, 1
+FORMS = {"q4_1": FACTORED, "q4_0": FACTORED, "q8_0": Q8_0}
+BLOCK_BYTES = (256, 512)
 """Bytes of integers of one block of one panel, by form."""
-SCALE_BYTES = (64, 32, 32)
+SCALE_BYTES = (64, 32)
+"""Bytes of scales of one block of one panel."""
+ROW_SCALE_BYTES = (64, 0)
+"""Bytes of scales of a whole panel."""
 
 
 def aligned(num_bytes: int) -> U8:
@@ -61,8 +67,11 @@ def packed_bytes(tensors: list[Tensor]) -> int:
 
 
 def _panel_bytes(form: int, num_blocks: int) -> int:
-    used = num_blocks * (BLOCK_BYTES[form] + SCALE_BYTES[form])
-    return -(-used // ALIGNMENT) * ALIGNMENT
+    return -(-_used_bytes(form, num_blocks) // ALIGNMENT) * ALIGNMENT
+
+
+def _used_bytes(form: int, num_blocks: int) -> int:
+    return num_blocks * (BLOCK_BYTES[form] + SCALE_BYTES[form]) + ROW_SCALE_BYTES[form]
 
 
 class Arena:
@@ -96,7 +105,7 @@ def pack(tensors: list[Tensor], arena: Arena, *, interleave: bool = False) -> Pa
             raise ValueError(f"{tensor.name}: {tensor.shape[0]} outputs, not a multiple of {LANES}")
     num_outputs = sum(tensor.shape[0] for tensor in tensors)
     num_blocks = num_inputs // BLOCK
-    used = num_blocks * (BLOCK_BYTES[form] + SCALE_BYTES[form])
+    used = _used_bytes(form, num_blocks)
     panel_bytes = _panel_bytes(form, num_blocks)
     num_panels = -(-num_outputs // LANES)
     data = arena.allocate(num_panels * panel_bytes).reshape(num_panels, panel_bytes)
@@ -122,15 +131,23 @@ def _panels(tensor: Tensor, first_row: int, last_row: int) -> U8:
     if len(raw) % LANES:
         raw = np.concatenate([raw, np.zeros((count * LANES - len(raw), num_blocks, width), np.uint8)])
     raw = raw.reshape(count, LANES, num_blocks, width)
-    scale_bytes = 4 if form == Q4_1 else 2
-    # [panels, blocks, (d, m), lanes, 2 bytes]
-    scales = raw[..., :scale_bytes].reshape(count, LANES, num_blocks, -1, 2).transpose(0, 2, 3, 1, 4)
+    scale_bytes = 4 if tensor.kind == "q4_1" else 2
+    halves = np.ascontiguousarray(raw[..., :scale_bytes]).view(np.float16)
     integers = raw[..., scale_bytes:]
-    ordered: U8
     if form == Q8_0:
         # [panels, blocks, groups, lanes, 4]
         ordered = (integers ^ np.uint8(128)).reshape(count, LANES, num_blocks, 8, 4).transpose(0, 2, 3, 1, 4)
+        scales = [halves.reshape(count, LANES, num_blocks).transpose(0, 2, 1)]
     else:
         # A shipped byte i holds inputs i and i + 16: groups g and g + 4, as wanted.
         ordered = integers.reshape(count, LANES, num_blocks, 4, 4).transpose(0, 2, 3, 1, 4)
-    return np.concatenate([ordered.reshape(count, -1), scales.reshape(count, -1)], axis=1)
+        d = halves[..., 0].reshape(-1, num_blocks)
+        m = halves[..., 1].reshape(-1, num_blocks) if tensor.kind == "q4_1" else None
+        steps, offsets, row_scales = factor(d, m)
+        # [panels, blocks, (D, M), lanes]
+        both = np.stack([steps, offsets]).reshape(2, count, LANES, num_blocks).transpose(1, 3, 0, 2)
+        scales = [both, row_scales.reshape(count, LANES)]
+    parts = [ordered, *scales]
+    return np.concatenate(
+        [np.ascontiguousarray(part).reshape(count, -1).view(np.uint8) for part in parts], axis=1
+    )

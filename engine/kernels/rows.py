@@ -7,19 +7,20 @@ import numpy as np
 
 from engine.kernels import simd
 from engine.kernels.jit import jit
-from engine.kernels.matmul import TILE_BYTES, TILE_SUMS_BYTES
+from engine.kernels.matmul import LIMB_BYTES, STEP_BYTES, SUM_FLOAT, SUM_PAIR, TILE_SUMS_BYTES
+from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
+from engine.weights.quantise import MAX_ACTIVATION
 
-MAX_QUANTUM = np.float32(2039.0)
-"""Largest |x| of a quantised activation: 16 · 127 + 7, so that both limbs fit a signed byte."""
+MAX_QUANTUM = np.float32(MAX_ACTIVATION)
 ONE = np.float32(1.0)
 ZERO = np.float32(0.0)
 
 
 @jit
 def quantise_row(source: int, length: int, quantised: int, sums: int, scale: int) -> None:
-    """Row of floats to 12-bit integers (h and l per block of 32), float sums per block and one scale.
+    """Row of floats to 12-bit integers (limbs h and l), their sums per block of 32 and one scale.
 
-    The row's blocks lie `TILE_BYTES` apart at `quantised`, its sums `TILE_SUMS_BYTES` apart at `sums`.
+    The row's steps of 64 inputs lie `STEP_BYTES` apart at `quantised`, its sums `TILE_SUMS_BYTES` apart at `sums`.
     """
     top = simd.splat_f32(ZERO)
     for at in range(0, length * 4, 64):
@@ -29,18 +30,25 @@ def quantise_row(source: int, length: int, quantised: int, sums: int, scale: int
     if amplitude > ZERO:
         inverse = MAX_QUANTUM / amplitude
     simd.write_f32(scale, amplitude / MAX_QUANTUM)
-    factor, eight, sixteen = simd.splat_f32(inverse), simd.splat_i32(8), simd.splat_i32(16)
+    factor, half, unit = simd.splat_f32(inverse), simd.splat_i32(16), simd.splat_i32(32)
     for block in range(length // 32):
-        target = quantised + block * TILE_BYTES
+        target = quantised + block // 2 * STEP_BYTES + block % 2 * 32
+        here = sums + block * TILE_SUMS_BYTES
         first = simd.nearest(simd.load_f32(source + block * 128) * factor)
         second = simd.nearest(simd.load_f32(source + block * 128 + 64) * factor)
-        high = simd.shift_right(first + eight, 4)
+        high, high_second = simd.shift_right(first + half, 5), simd.shift_right(second + half, 5)
         simd.store_i8(target, high)
-        simd.store_i8(target + 32, first - high * sixteen)
-        high = simd.shift_right(second + eight, 4)
-        simd.store_i8(target + 16, high)
-        simd.store_i8(target + 48, second - high * sixteen)
-        simd.write_f32(sums + block * TILE_SUMS_BYTES, np.float32(simd.total_i32(first + second)))
+        simd.store_i8(target + 16, high_second)
+        simd.store_i8(target + LIMB_BYTES, first - high * unit)
+        simd.store_i8(target + LIMB_BYTES + 16, second - high_second * unit)
+        total, total_high = simd.total_i32(first + second), simd.total_i32(high + high_second)
+        simd.write_i32(here + SUM_PAIR, (2 * total_high & 0xFFFF) | ((total - 32 * total_high) << 16))
+        simd.write_f32(here + SUM_FLOAT, np.float32(total))
+    if length % 64:
+        rest = quantised + length // 64 * STEP_BYTES + 32
+        nothing = simd.splat_i32(0)
+        for at in (rest, rest + 16, rest + LIMB_BYTES, rest + LIMB_BYTES + 16):
+            simd.store_i8(at, nothing)
 
 
 @jit
@@ -93,24 +101,22 @@ def embed(matrix: int, token: int, target: int) -> None:
         simd.read_i64(matrix + 24),
     )
     panel, lane = data + token // 16 * panel_bytes, token % 16
-    block_bytes = 512 if form == 2 else 256
-    scale_bytes = 64 if form == 0 else 32
+    row_scale = ONE
+    scales = panel + num_blocks * BLOCK_BYTES[form]
+    if form == FACTORED:
+        row_scale = simd.read_f32(scales + num_blocks * SCALE_BYTES[FACTORED] + lane * 4)
     for block in range(num_blocks):
-        scales = panel + num_blocks * block_bytes + block * scale_bytes + lane * 2
-        d = simd.read_f16(scales)
-        m = ZERO
-        zero = 0
-        if form == 0:
-            m = simd.read_f16(scales + 32)
-        elif form == 1:
-            zero = 8
+        here = scales + block * SCALE_BYTES[form] + lane * 2
+        if form == FACTORED:
+            factor, addend, scale = simd.read_i16(here), simd.read_i16(here + 32), row_scale
         else:
-            zero = 128
+            factor, addend, scale = 1, -128, simd.read_f16(here)
         for each in range(32):
             group, byte = each // 4, each % 4
-            if form == 2:
-                q = simd.read_u8(panel + block * block_bytes + group * 64 + lane * 4 + byte)
-            else:
-                q = simd.read_u8(panel + block * block_bytes + group % 4 * 64 + lane * 4 + byte)
+            integers = panel + block * BLOCK_BYTES[form] + lane * 4 + byte
+            if form == FACTORED:
+                q = simd.read_u8(integers + group % 4 * 64)
                 q = q >> 4 if group >= 4 else q & 15
-            simd.write_f32(target + (block * 32 + each) * 4, np.float32(q - zero) * d + m)
+            else:
+                q = simd.read_u8(integers + group * 64)
+            simd.write_f32(target + (block * 32 + each) * 4, np.float32(factor * q + addend) * scale)

@@ -17,6 +17,7 @@ LANES = 16
 F32 = ir.FloatType()
 F16 = ir.HalfType()
 I8 = ir.IntType(8)
+I16 = ir.IntType(16)
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 POINTER = I8.as_pointer()
@@ -362,6 +363,29 @@ def keep_until(context: Any, x: Any, last: Any, masked: Any) -> Any:
 def read_i32(context: Any, address: Any) -> Any:
     """One 32-bit integer at an address."""
     return types.int64(types.int64), lambda _c, b, _s, a: b.sext(load(b, a[0], I32), I64)
+
+
+@intrinsic
+def write_i32(context: Any, address: Any, value: Any) -> Any:
+    """Store the low half of a 64-bit integer."""
+
+    def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        store(b, b.trunc(a[1], I32), a[0])
+        return c.get_dummy_value()
+
+    return types.none(types.int64, types.int64), codegen
+
+
+@intrinsic
+def read_i16(context: Any, address: Any) -> Any:
+    """One 16-bit integer at an address."""
+    return types.int64(types.int64), lambda _c, b, _s, a: b.sext(load(b, a[0], I16), I64)
+
+
+@intrinsic
+def load_i32_as_f32(context: Any, address: Any) -> Any:
+    """16 integers of 32 bits at an address, rounded to floats."""
+    return f32x16(types.int64), lambda _c, b, _s, a: b.sitofp(load(b, a[0], I32_LANES), F32_LANES)
 
 
 @intrinsic

@@ -1,8 +1,8 @@
-"""Matrix products on AMX tiles: 16 rows × 16 outputs × one block of inputs at a time.
+"""Matrix products on AMX tiles: 16 rows × 16 outputs × 64 inputs at a time.
 
-A nibble q goes into a tile twice, as 16·q beside the h limbs and as q beside the l limbs, so that one tile
-product of 64 bytes gives Σ q·x of a block of 32 inputs; 8-bit weights take two products. The floats are those of
-`matmul.py`, in its order.
+Weights of 4 bits become whole integers w = D · q + M of 12 bits, two signed bytes as activations are: four tile
+products of 64 inputs into four tiles of sums that stay where they are over many inputs. Weights of 8 bits have a float
+a block: their sums leave the tiles after every block of 32. Integers and floats are those of `matmul.py`.
 """
 
 from typing import Any
@@ -14,10 +14,14 @@ from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import cgutils, intrinsic, jit, overload, types
 from engine.kernels.matmul import (
-    ROW_BLOCK_BYTES,
-    TILE_BYTES,
+    LIMB_BYTES,
+    ROW_STEP_BYTES,
+    STEP_BYTES,
+    SUM_BYTES,
+    SUM_FLOAT,
     TILE_ROWS,
     TILE_SUMS_BYTES,
+    block_of_rows,
     fetch_ahead,
     multiply_panel,
     scales_ir,
@@ -25,33 +29,42 @@ from engine.kernels.matmul import (
     tile_place,
     unpack_ir,
 )
-from engine.kernels.packing import BLOCK_BYTES, Q8_0, SCALE_BYTES
-from engine.kernels.simd import F32, F32_LANES, I8, I32_LANES, I64, LANES
+from engine.kernels.packing import BLOCK_BYTES, FACTORED, Q8_0, SCALE_BYTES
+from engine.kernels.simd import F32, F32_LANES, I8, I16, I32_LANES, I64, LANES
 
 Builder = Any
-MIN_ROWS = 13
-"""Fewer rows than this are quicker without tiles: expanding a panel costs as much as a dozen rows without."""
-MIN_REST = 5
+MIN_ROWS = (8, 13)
+"""By form: fewer rows than this are quicker without tiles, for expanding a panel costs as much as some rows without."""
+MIN_REST = 3
 """Once a panel is expanded, tiles are quicker for so many rows left over."""
+MAX_STEPS = 12
+"""Steps of 64 inputs whose weights stay in the first cache while all rows pass: 24 KiB."""
+MAX_TILES = 32
+"""Tiles of rows in one call: bounds the partial sums kept between two stretches of inputs."""
+SUM_TILES = 4
+TILE_BYTES = 1024
+PARTIAL_BYTES = MAX_TILES * TILE_BYTES
 LAG = 2
 """A tile's integers are read so many blocks after they were stored: a tile store is not forwarded to a load, which
 would wait until it has reached the cache."""
 SPILLS = 4
 """Places for them in turn, a power of two above LAG."""
-EXPANDED_BYTES = TILE_BYTES + 128
-"""One block of a panel ready for the tiles: integers, then d and m as floats."""
+SPILL_BYTES = 2 * SPILLS * TILE_BYTES
+Q8_BYTES = BLOCK_BYTES[Q8_0] + 128
+"""One block of an 8-bit panel ready for the tiles: integers, then factor and addend as floats."""
 
 
 def tile_configs() -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Two 64-byte tile configurations: nibbles (B of 16 rows), bytes (A of 32 columns, B of 8 rows).
+    """Two 64-byte tile configurations, by form.
 
-    Tiles 0, 1: results; 2, 3: rows (A); 4: weights (B).
+    FACTORED: 0 to 3 sums, 4 and 5 rows, 6 and 7 weights, all of 16 × 64 bytes. Q8_0: 0 and 1 sums, 4 and 5 rows
+    (32 columns), 6 weights (8 rows).
     """
     configs = np.zeros((2, 64), np.uint8)
     configs[:, 0] = 1
     for config, (columns, weight_rows) in zip(configs, ((64, 16), (32, 8)), strict=True):
         num_bytes, num_rows = config[16:48].view(np.uint16), config[48:56]
-        num_bytes[:5], num_rows[:5] = (64, 64, columns, columns, 64), (16, 16, 16, 16, weight_rows)
+        num_bytes[:8], num_rows[:8] = (64,) * 4 + (columns,) * 2 + (64,) * 2, (16,) * 6 + (weight_rows,) * 2
     return configs
 
 
@@ -61,6 +74,20 @@ def _tile(index: int) -> Any:
 
 def _emit(builder: Builder, name: str, *args: Any) -> None:
     simd.call(builder, f"llvm.x86.{name}", ir.VoidType(), list(args))
+
+
+def _load(builder: Builder, tile: int, address: Any, stride: int = 64) -> None:
+    _emit(
+        builder, "tileloadd64", _tile(tile), builder.inttoptr(address, simd.POINTER), ir.Constant(I64, stride)
+    )
+
+
+def _store(builder: Builder, tile: int, address: Any) -> None:
+    _emit(builder, "tilestored64", _tile(tile), builder.inttoptr(address, simd.POINTER), ir.Constant(I64, 64))
+
+
+def _at(builder: Builder, base: Any, index: Any, num_bytes: int) -> Any:
+    return builder.add(base, builder.mul(index, ir.Constant(I64, num_bytes)))
 
 
 @intrinsic
@@ -86,36 +113,224 @@ def release(context: Any) -> Any:
 
 
 @intrinsic
-def _expand(context: Any, form: Any, panel: Any, num_blocks: Any, target: Any) -> Any:
-    """A packed panel to `num_blocks` × EXPANDED_BYTES."""
-    code = form.literal_value
+def _expand_factored(context: Any, panel: Any, num_blocks: Any, target: Any) -> Any:
+    """A panel's whole integers as limbs, STEP_BYTES for each step of 64 inputs: high bytes, then low."""
+    shorts, bytes64 = ir.VectorType(I16, 2 * LANES), ir.VectorType(I8, 4 * LANES)
+
+    def all16(value: int) -> Any:
+        return ir.Constant(shorts, [value] * 2 * LANES)
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, panel_, blocks_, target_ = args
-        scale_base = b.add(panel_, b.mul(blocks_, ir.Constant(I64, BLOCK_BYTES[code])))
-        four = ir.Constant(I32_LANES, [4] * LANES)
+        panel_, blocks_, target_ = args
+        scale_base = _at(b, panel_, blocks_, BLOCK_BYTES[FACTORED])
         with cgutils.for_range(b, blocks_) as loop:
-            source = b.add(panel_, b.mul(loop.index, ir.Constant(I64, BLOCK_BYTES[code])))
-            to = b.add(target_, b.mul(loop.index, ir.Constant(I64, EXPANDED_BYTES)))
-            fetch_ahead(b, code, panel_, loop.index)
-            for group, value in enumerate(unpack_ir(b, code, source)):
-                if code == Q8_0:
-                    simd.store(b, value, simd.offset(b, to, 64 * group), 64)
-                else:
-                    simd.store(b, b.shl(value, four), simd.offset(b, to, 64 * group), 64)
-                    simd.store(b, value, simd.offset(b, to, 64 * (group + 8)), 64)
-            scales = b.add(scale_base, b.mul(loop.index, ir.Constant(I64, SCALE_BYTES[code])))
-            for index, value in enumerate(scales_ir(b, code, scales)):
-                simd.store(b, value, simd.offset(b, to, TILE_BYTES + 64 * index), 64)
+            fetch_ahead(b, FACTORED, panel_, loop.index)
+            pairs = scales_ir(b, FACTORED, _at(b, scale_base, loop.index, SCALE_BYTES[FACTORED]))
+            # The second of each pair, twice.
+            high16, sixteen = (ir.Constant(I32_LANES, [value] * LANES) for value in (0xFFFF0000, 16))
+            factor, addend = (
+                b.bitcast(b.or_(b.and_(value, high16), b.lshr(value, sixteen)), shorts) for value in pairs
+            )
+            # w + 8 = 16 · high + (low + 8), where low + 8 is what the last four bits hold.
+            addend = b.add(addend, all16(8))
+            step, half = b.lshr(loop.index, ir.Constant(I64, 1)), b.and_(loop.index, ir.Constant(I64, 1))
+            to = _at(b, _at(b, target_, step, STEP_BYTES), half, TILE_BYTES // 2)
+            groups = unpack_ir(b, FACTORED, _at(b, panel_, loop.index, BLOCK_BYTES[FACTORED]))
+            for group, value in enumerate(groups):
+                nibbles = b.bitcast(value, shorts)
+                even, odd = (
+                    b.add(b.mul(q, factor), addend)
+                    for q in (b.and_(nibbles, all16(255)), b.lshr(nibbles, all16(8)))
+                )
+                high = b.or_(
+                    b.and_(b.lshr(even, all16(4)), all16(255)), b.and_(b.shl(odd, all16(4)), all16(0xFF00))
+                )
+                rest = b.or_(b.and_(even, all16(15)), b.shl(b.and_(odd, all16(15)), all16(8)))
+                rest = b.sub(b.bitcast(rest, bytes64), ir.Constant(bytes64, [8] * 4 * LANES))
+                simd.store(b, high, simd.offset(b, to, 64 * group), 64)
+                simd.store(b, rest, simd.offset(b, to, TILE_BYTES + 64 * group), 64)
+        with b.if_then(b.trunc(blocks_, ir.IntType(1))):
+            # Half a step is left over: weights of zero.
+            to = _at(b, target_, b.lshr(blocks_, ir.Constant(I64, 1)), STEP_BYTES)
+            for limb in (0, TILE_BYTES):
+                for line in range(TILE_BYTES // 2, TILE_BYTES, 64):
+                    simd.store(b, ir.Constant(I32_LANES, [0] * LANES), simd.offset(b, to, limb + line), 64)
         return c.get_dummy_value()
 
-    return types.none(form, *[types.int64] * 3), codegen
+    return types.none(*[types.int64] * 3), codegen
 
 
 @intrinsic
-def _tile_by_panel(
+def _multiply_steps(context: Any, weights: Any, steps: Any, rows: Any, spill: Any) -> Any:
+    """16 rows times 16 outputs over some steps: the four tiles of sums into `spill`."""
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        weights_, steps_, rows_, spill_ = args
+        for tile in range(SUM_TILES):
+            _emit(b, "tilezero", _tile(tile))
+        with cgutils.for_range(b, steps_) as loop:
+            x, w = (_at(b, base, loop.index, STEP_BYTES) for base in (rows_, weights_))
+            _load(b, 4, x, ROW_STEP_BYTES)
+            _load(b, 6, w)
+            _emit(b, "tdpbssd", _tile(0), _tile(4), _tile(6))
+            _load(b, 5, simd.offset(b, x, LIMB_BYTES), ROW_STEP_BYTES)
+            _emit(b, "tdpbssd", _tile(1), _tile(5), _tile(6))
+            _load(b, 7, simd.offset(b, w, TILE_BYTES))
+            _emit(b, "tdpbssd", _tile(2), _tile(4), _tile(7))
+            _emit(b, "tdpbssd", _tile(3), _tile(5), _tile(7))
+        for tile in range(SUM_TILES):
+            _store(b, tile, simd.offset(b, spill_, tile * TILE_BYTES))
+        return c.get_dummy_value()
+
+    return types.none(*[types.int64] * 4), codegen
+
+
+def _whole(builder: Builder, spill: Any, row: int) -> Any:
+    """The whole integers of one row of a spill."""
+    four, five = (ir.Constant(I32_LANES, [bits] * LANES) for bits in (4, 5))
+    hh, lh, hl, ll = (
+        simd.load(builder, simd.offset(builder, spill, tile * TILE_BYTES + 64 * row), I32_LANES, 64)
+        for tile in range(SUM_TILES)
+    )
+    by_high = builder.add(builder.shl(hh, five), lh)
+    return builder.add(builder.shl(by_high, four), builder.add(builder.shl(hl, five), ll))
+
+
+@intrinsic
+def _keep(context: Any, joined: Any, spill: Any, partial: Any) -> Any:
+    """A spill's integers as the partial sums of 16 rows, added to those there when `joined`."""
+    with_partial = joined.literal_value
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        for r in range(TILE_ROWS):
+            at, value = simd.offset(b, args[2], 64 * r), _whole(b, args[1], r)
+            if with_partial:
+                value = b.add(value, simd.load(b, at, I32_LANES, 64))
+            simd.store(b, value, at, 64)
+        return c.get_dummy_value()
+
+    return types.none(joined, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _finish(
     context: Any,
-    form: Any,
+    joined: Any,
+    spill: Any,
+    partial: Any,
+    count: Any,
+    row_scale: Any,
+    scales: Any,
+    out: Any,
+    stride: Any,
+    add: Any,
+) -> Any:
+    """A spill's integers, with the partial sums when `joined`, of `count` rows, scaled, to `out`."""
+    with_partial = joined.literal_value
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        _, spill_, partial_, count_, row_scale_, scales_, out_, stride_, add_ = args
+        factor = simd.load(b, row_scale_, F32_LANES, 64)
+
+        def row(r: int, adds: bool) -> None:
+            total = _whole(b, spill_, r)
+            if with_partial:
+                at = simd.offset(b, partial_, 64 * r)
+                total = b.add(total, simd.load(b, at, I32_LANES, 64))
+            scale = simd.load(b, simd.offset(b, scales_, 4 * r), F32, 4)
+            value = b.fmul(b.sitofp(total, F32_LANES), factor)
+            value = b.fmul(value, simd.splat(b, scale, F32_LANES))
+            target = b.add(out_, b.mul(stride_, ir.Constant(I64, r)))
+            if adds:
+                value = b.fadd(simd.load(b, target, F32_LANES), value)
+            simd.store(b, value, target)
+
+        with b.if_else(b.icmp_signed("!=", add_, ir.Constant(I64, 0))) as (onto, over):
+            for branch, adds in ((onto, True), (over, False)):
+                with (
+                    branch,
+                    b.if_else(b.icmp_signed("==", count_, ir.Constant(I64, TILE_ROWS))) as (full, part),
+                ):
+                    with full:
+                        for r in range(TILE_ROWS):
+                            row(r, adds)
+                    with part:
+                        for r in range(TILE_ROWS):
+                            with b.if_then(b.icmp_signed("<", ir.Constant(I64, r), count_)):
+                                row(r, adds)
+        return c.get_dummy_value()
+
+    return types.none(joined, *[types.int64] * 8), codegen
+
+
+@jit
+def _multiply_factored(
+    first: int,
+    last: int,
+    panel: int,
+    num_blocks: int,
+    x: int,
+    scales: int,
+    out: int,
+    out_stride: int,
+    add: int,
+    scratch: int,
+) -> None:
+    """At most MAX_TILES tiles of rows times one panel."""
+    partial = scratch + SPILL_BYTES
+    expanded = partial + PARTIAL_BYTES
+    _expand_factored(panel, num_blocks, expanded)
+    steps = (num_blocks + 1) // 2
+    row_scale = panel + num_blocks * (BLOCK_BYTES[FACTORED] + SCALE_BYTES[FACTORED])
+    for begin in range(0, steps, MAX_STEPS):
+        count = min(MAX_STEPS, steps - begin)
+        # The sums of a tile are read while the next one is at work, when they have reached the cache.
+        for row in range(first, last + TILE_ROWS, TILE_ROWS):
+            turn = (row - first) // TILE_ROWS % 2
+            if row < last:
+                at = x + tile_place(row, num_blocks) + begin * STEP_BYTES
+                _multiply_steps(
+                    expanded + begin * STEP_BYTES, count, at, scratch + turn * SUM_TILES * TILE_BYTES
+                )
+            done = row - TILE_ROWS
+            if done < first:
+                continue
+            spill, sums = scratch + (1 - turn) * SUM_TILES * TILE_BYTES, partial + (done - first) * 64
+            here, stored = out + done * out_stride, min(TILE_ROWS, last - done)
+            if begin + count < steps and begin == 0:
+                _keep(0, spill, sums)
+            elif begin + count < steps:
+                _keep(1, spill, sums)
+            elif begin > 0:
+                _finish(1, spill, sums, stored, row_scale, scales + done * 4, here, out_stride, add)
+            else:
+                _finish(0, spill, sums, stored, row_scale, scales + done * 4, here, out_stride, add)
+
+
+@intrinsic
+def _expand_q8(context: Any, panel: Any, num_blocks: Any, target: Any) -> Any:
+    """An 8-bit panel to `num_blocks` × Q8_BYTES."""
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        panel_, blocks_, target_ = args
+        scale_base = _at(b, panel_, blocks_, BLOCK_BYTES[Q8_0])
+        with cgutils.for_range(b, blocks_) as loop:
+            to = _at(b, target_, loop.index, Q8_BYTES)
+            fetch_ahead(b, Q8_0, panel_, loop.index)
+            for group, value in enumerate(unpack_ir(b, Q8_0, _at(b, panel_, loop.index, BLOCK_BYTES[Q8_0]))):
+                simd.store(b, value, simd.offset(b, to, 64 * group), 64)
+            for index, value in enumerate(
+                scales_ir(b, Q8_0, _at(b, scale_base, loop.index, SCALE_BYTES[Q8_0]))
+            ):
+                simd.store(b, value, simd.offset(b, to, BLOCK_BYTES[Q8_0] + 64 * index), 64)
+        return c.get_dummy_value()
+
+    return types.none(*[types.int64] * 3), codegen
+
+
+@intrinsic
+def _tile_by_q8(
+    context: Any,
     count: Any,
     panel: Any,
     num_blocks: Any,
@@ -125,52 +340,46 @@ def _tile_by_panel(
     out: Any,
     out_stride: Any,
     add: Any,
-    scratch: Any,
+    spills: Any,
 ) -> Any:
-    """Up to 16 rows (`count` of them are stored) times one expanded panel."""
-    code = form.literal_value
+    """Up to 16 rows (`count` of them are stored) times one expanded 8-bit panel."""
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, count_, panel_, blocks_, x_, sums_, scales_, out_, out_stride_, add_, scratch_ = args
-        x_stride = ir.Constant(I64, ROW_BLOCK_BYTES)
+        count_, panel_, blocks_, x_, sums_, scales_, out_, out_stride_, add_, spills_ = args
         zero = ir.Constant(F32_LANES, [0.0] * LANES)
-        four = ir.Constant(I32_LANES, [4] * LANES)
+        five = ir.Constant(I32_LANES, [5] * LANES)
         accs = [cgutils.alloca_once_value(b, zero) for _ in range(TILE_ROWS)]
-        results = (0, 1) if code == Q8_0 else (0,)
-
-        def at(base: Any, index: Any, num_bytes: int) -> Any:
-            return b.add(base, b.mul(index, ir.Constant(I64, num_bytes)))
-
-        def void(address: Any) -> Any:
-            return b.inttoptr(address, simd.POINTER)
 
         def spill(block: Any, tile: int) -> Any:
             turn = b.and_(block, ir.Constant(I64, SPILLS - 1))
-            return simd.offset(b, at(scratch_, turn, 2 * TILE_BYTES), TILE_BYTES * tile)
+            return simd.offset(b, _at(b, spills_, turn, 2 * TILE_BYTES), TILE_BYTES * tile)
 
         with cgutils.for_range(b, b.add(blocks_, ir.Constant(I64, LAG))) as loop:
             with b.if_then(b.icmp_signed("<", loop.index, blocks_)):
-                weights = at(panel_, loop.index, EXPANDED_BYTES)
-                rows = at(x_, loop.index, TILE_BYTES)
-                _emit(b, "tileloadd64", _tile(4), void(weights), ir.Constant(I64, 64))
-                for tile in results:
-                    _emit(b, "tilezero", _tile(tile))
-                    _emit(b, "tileloadd64", _tile(2 + tile), void(simd.offset(b, rows, 32 * tile)), x_stride)
-                    _emit(b, "tdpbsud", _tile(tile), _tile(2 + tile), _tile(4))
-                    _emit(b, "tilestored64", _tile(tile), void(spill(loop.index, tile)), ir.Constant(I64, 64))
+                rows = block_of_rows(b, x_, loop.index)
+                _load(b, 6, _at(b, panel_, loop.index, Q8_BYTES))
+                for limb in (0, 1):
+                    _emit(b, "tilezero", _tile(limb))
+                    _load(b, 4 + limb, simd.offset(b, rows, LIMB_BYTES * limb), ROW_STEP_BYTES)
+                    _emit(b, "tdpbsud", _tile(limb), _tile(4 + limb), _tile(6))
+                    _store(b, limb, spill(loop.index, limb))
             with b.if_then(b.icmp_signed(">=", loop.index, ir.Constant(I64, LAG))):
                 block = b.sub(loop.index, ir.Constant(I64, LAG))
-                weights = at(panel_, block, EXPANDED_BYTES)
-                d = simd.load(b, simd.offset(b, weights, TILE_BYTES), F32_LANES, 64)
-                m = simd.load(b, simd.offset(b, weights, TILE_BYTES + 64), F32_LANES, 64)
-                sums_at = at(sums_, block, TILE_SUMS_BYTES)
+                weights = _at(b, panel_, block, Q8_BYTES)
+                d, m = (
+                    simd.load(b, simd.offset(b, weights, BLOCK_BYTES[Q8_0] + at), F32_LANES, 64)
+                    for at in (0, 64)
+                )
+                sums_at = _at(b, sums_, block, TILE_SUMS_BYTES)
                 for r in range(TILE_ROWS):
-                    integer = simd.load(b, simd.offset(b, spill(block, 0), 64 * r), I32_LANES, 64)
-                    if code == Q8_0:
-                        low = simd.load(b, simd.offset(b, spill(block, 1), 64 * r), I32_LANES, 64)
-                        integer = b.add(b.shl(integer, four), low)
+                    high, low = (
+                        simd.load(b, simd.offset(b, spill(block, limb), 64 * r), I32_LANES, 64)
+                        for limb in (0, 1)
+                    )
+                    integer = b.add(b.shl(high, five), low)
                     acc = simd.fma_ir(b, b.sitofp(integer, F32_LANES), d, b.load(accs[r]))
-                    total = simd.splat(b, simd.load(b, simd.offset(b, sums_at, 4 * r), F32, 4), F32_LANES)
+                    at = simd.offset(b, sums_at, SUM_BYTES * r + SUM_FLOAT)
+                    total = simd.splat(b, simd.load(b, at, F32, 4), F32_LANES)
                     b.store(simd.fma_ir(b, total, m, acc), accs[r])
         for r in range(TILE_ROWS):
             with b.if_then(b.icmp_signed("<", ir.Constant(I64, r), count_)):
@@ -184,12 +393,13 @@ def _tile_by_panel(
                         simd.store(b, value, target)
         return c.get_dummy_value()
 
-    return types.none(form, *[types.int64] * 10), codegen
+    return types.none(*[types.int64] * 10), codegen
 
 
 def scratch_bytes(num_inputs: int) -> int:
     """Working memory of `multiply_panel_by_tiles` for one thread."""
-    return num_inputs // 32 * EXPANDED_BYTES + 2 * SPILLS * TILE_BYTES
+    factored = PARTIAL_BYTES + -(-num_inputs // 64) * STEP_BYTES
+    return SPILL_BYTES + max(factored, num_inputs // 32 * Q8_BYTES)
 
 
 @jit
@@ -208,21 +418,18 @@ def multiply_panel_by_tiles(
     scratch: int,
 ) -> None:
     """`matmul.multiply_panel` on tiles, which must be configured; the rows' buffers are padded to 16 rows."""
-    expanded = scratch + 2 * SPILLS * TILE_BYTES
-    if form == 0:
-        _expand(0, panel, num_blocks, expanded)
-    elif form == 1:
-        _expand(1, panel, num_blocks, expanded)
-    else:
-        _expand(2, panel, num_blocks, expanded)
+    if form == FACTORED:
+        for begin in range(first, last, MAX_TILES * TILE_ROWS):
+            end_ = min(last, begin + MAX_TILES * TILE_ROWS)
+            _multiply_factored(begin, end_, panel, num_blocks, x, scales, out, out_stride, add, scratch)
+        return
+    expanded = scratch + SPILL_BYTES
+    _expand_q8(panel, num_blocks, expanded)
     for row in range(first, last, TILE_ROWS):
         count = min(TILE_ROWS, last - row)
         a, s = x + tile_place(row, num_blocks), sums + sums_place(row, num_blocks)
         f, o = scales + row * 4, out + row * out_stride
-        if form == 2:
-            _tile_by_panel(2, count, expanded, num_blocks, a, s, f, o, out_stride, add, scratch)
-        else:
-            _tile_by_panel(0, count, expanded, num_blocks, a, s, f, o, out_stride, add, scratch)
+        _tile_by_q8(count, expanded, num_blocks, a, s, f, o, out_stride, add, scratch)
 
 
 def begin(isa: Isa, form: int, configs: int) -> None:
@@ -247,7 +454,7 @@ def multiply(
 @overload(begin)
 def _begin(isa: Any, form: Any, configs: Any) -> Any:
     def with_tiles(isa: Any, form: Any, configs: Any) -> None:
-        configure(configs + (64 if form == 2 else 0))
+        configure(configs + 64 * form)
 
     def without(isa: Any, form: Any, configs: Any) -> None:
         pass
@@ -315,7 +522,7 @@ def _multiply(
         scratch: Any,
     ) -> None:
         middle = first
-        if last - first >= MIN_ROWS:
+        if last - first >= MIN_ROWS[form]:
             rest = (last - first) % TILE_ROWS
             middle = last if rest >= MIN_REST else last - rest
         if middle > first:

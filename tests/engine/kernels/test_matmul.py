@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from engine.kernels import available, choose
 from engine.kernels.measure import Product, random_tensor
 from engine.kernels.packing import Arena, PackedMatrix, pack, packed_bytes
+from engine.weights.quantise import factor
 from engine.weights.tensor import Tensor, dequantise
 
 KINDS = ("q4_1", "q4_0", "q8_0")
@@ -15,26 +17,55 @@ def packed(*tensors: Tensor, interleave: bool = False) -> PackedMatrix:
     return pack(list(tensors), Arena(packed_bytes(list(tensors))), interleave=interleave)
 
 
-def integer_tensor(kind: str, num_outputs: int, num_inputs: int) -> Tensor:
-    """Scales 1 (and minima -3): every value a small whole number."""
-    tensor = random_tensor(kind, num_outputs, num_inputs, seed=3)
-    blocks = tensor.data.reshape(-1, {"q4_1": 20, "q4_0": 18, "q8_0": 34}[kind])
-    blocks[:, :2] = np.array([1], np.float16).view(np.uint8)
-    if kind == "q4_1":
-        blocks[:, 2:4] = np.array([-3], np.float16).view(np.uint8)
-    return tensor
+def blocks_of(tensor: Tensor) -> tuple[NDArray[np.float16], NDArray[np.float16] | None, NDArray[np.int64]]:
+    """d, m and q = 0..15 of a 4-bit tensor as shipped: [rows, blocks], [rows, blocks], [rows, blocks, 32]."""
+    width = {"q4_1": 20, "q4_0": 18}[tensor.kind]
+    raw = tensor.data.reshape(tensor.shape[0], -1, width)
+    halves = np.ascontiguousarray(raw[..., : width - 16]).view(np.float16)
+    packed = raw[..., width - 16 :]
+    q = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int64)
+    return halves[..., 0], halves[..., 1] if tensor.kind == "q4_1" else None, q
+
+
+def whole_rows(num_rows: int, num_inputs: int) -> NDArray[np.float32]:
+    """Activations that quantise to themselves: whole numbers whose largest is 2031."""
+    x = np.random.default_rng(num_rows).integers(-2031, 2032, (num_rows, num_inputs)).astype(np.float32)
+    x[:, 5] = 2031
+    return x
+
+
+ROWS = [1, 2, 3, 4, 7, 8, 16, 21, 37, 530]
+"""With and without tiles, tiles with rest, more rows than one call of the tiles takes."""
 
 
 @pytest.mark.parametrize("path", available())
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 7, 16, 21, 37])
-def test_whole_numbers_come_out_exact(path: str, kind: str, num_rows: int) -> None:
-    """Activations of whole numbers whose largest is 2039 quantise to themselves, so each sum is exact (< 2^24)."""
-    num_inputs, num_outputs = 96, 40
-    tensor = integer_tensor(kind, num_outputs, num_inputs)
-    rng = np.random.default_rng(num_rows)
-    x = rng.integers(-40, 41, (num_rows, num_inputs)).astype(np.float32)
-    x[:, 5] = 2039
+@pytest.mark.parametrize("kind", ["q4_1", "q4_0"])
+@pytest.mark.parametrize("num_inputs", [96, 128, 1600])
+@pytest.mark.parametrize("num_rows", ROWS)
+def test_four_bit_products_are_exact_integers_scaled_once(
+    path: str, kind: str, num_inputs: int, num_rows: int
+) -> None:
+    tensor = random_tensor(kind, 40, num_inputs, seed=3)
+    d, m, q = blocks_of(tensor)
+    steps, addends, scale = factor(d, m)
+    weights = (steps[..., None].astype(np.int64) * q + addends[..., None]).reshape(40, num_inputs)
+    x = whole_rows(num_rows, num_inputs)
+    integers = x.astype(np.int64) @ weights.T
+    assert np.abs(integers).max() < 2**31
+    # Activations have the scale 1, for their largest is 2031.
+    expected = integers.astype(np.float32) * scale
+    np.testing.assert_array_equal(Product(choose(path), packed(tensor), x).run(), expected)
+
+
+@pytest.mark.parametrize("path", available())
+@pytest.mark.parametrize("num_rows", ROWS)
+def test_eight_bit_products_of_whole_numbers_are_exact(path: str, num_rows: int) -> None:
+    tensor = random_tensor("q8_0", 40, 96, seed=3)
+    blocks = tensor.data.reshape(-1, 34)
+    blocks[:, :2] = np.array([1], np.float16).view(np.uint8)
+    # |x| ≤ 40 but for one: every sum stays below 2^24, where floats are exact.
+    x = np.clip(whole_rows(num_rows, 96), -40, 40)
+    x[:, 5] = 2031
     expected = x.astype(np.int64) @ dequantise(tensor).astype(np.int64).T
     np.testing.assert_array_equal(Product(choose(path), packed(tensor), x).run(), expected)
 
@@ -52,8 +83,12 @@ def test_twelve_bits_of_activation_stay_within_their_rounding(kind: str) -> None
     tensor = random_tensor(kind, 48, 160, seed=1)
     x = np.random.default_rng(2).standard_normal((8, 160)).astype(np.float32)
     weights = dequantise(tensor)
-    # Each activation is off by at most half a quantum, max|x| / 2039 / 2.
-    bound = np.abs(x).max(axis=1, keepdims=True) / 2039 / 2 * np.abs(weights).sum(axis=1) + 1e-4
+    # Each activation is off by at most half a quantum, max|x| / 2031 / 2.
+    bound = np.abs(x).max(axis=1, keepdims=True) / 2031 / 2 * np.abs(weights).sum(axis=1) + 1e-4
+    if kind != "q8_0":
+        # Each weight by less than 5 of its row's steps: 8 · 0.5 for D, 0.5 for M, and rounding.
+        d, m, _ = blocks_of(tensor)
+        bound += 5 * factor(d, m)[2] * np.abs(x).sum(axis=1, keepdims=True)
     assert (np.abs(Product(choose(), packed(tensor), x).run() - x @ weights.T) <= bound).all()
 
 

@@ -5,7 +5,13 @@ import pytest
 from numpy.typing import NDArray
 
 from engine.weights.kquants import DECODERS, to_q8_0
-from engine.weights.quantise import quantise_per_channel, quantise_q8_0
+from engine.weights.quantise import (
+    MAX_ACTIVATION,
+    MAX_WEIGHT,
+    factor,
+    quantise_per_channel,
+    quantise_q8_0,
+)
 from engine.weights.tensor import Tensor, dequantise
 
 Block = NDArray[np.uint8]
@@ -125,3 +131,35 @@ def test_per_channel_scales_by_row() -> None:
     # 0.25 / (0.5 / 127) = 63.5, which rounds to the even 64.
     assert quants.tolist() == [[127, -64, 1], [0, 0, 0], [127, -127, 64]]
     assert scales.tolist() == pytest.approx([1.0, 0.0, 0.5 / 127])
+
+
+def test_four_bit_scales_as_integers_stay_near_and_within_32_bits() -> None:
+    rng = np.random.default_rng(0)
+    # Two rows of 1,024 inputs, the second with one block a hundred times larger than the rest.
+    d = rng.random((2, 32)).astype(np.float16)
+    d[1] /= 100
+    d[1, 7] = 1
+    m = (-7.5 * d).astype(np.float16)
+    steps, addends, scale = factor(d, m)
+    q = np.arange(16)
+    exact = d[..., None].astype(np.float64) * q + m[..., None]
+    integers = steps[..., None].astype(np.int64) * q + addends[..., None]
+    assert np.abs(integers * scale.astype(np.float64)[:, None, None] - exact).max() < 5 * scale.max()
+    assert np.abs(integers).max() <= MAX_WEIGHT
+    # The worst activations: every one at its largest, with the sign of its weight.
+    assert (32 * np.abs(integers).max(axis=2).sum(axis=1) * MAX_ACTIVATION < 2**31).all()
+
+
+def test_four_bit_zero_stays_zero_and_a_row_of_zeros_too() -> None:
+    d = np.array([[0.3, -0.1], [0, 0]], np.float16)
+    steps, addends, scale = factor(d, None)
+    assert (steps * 8 + addends == 0).all()
+    assert scale[1] == 1
+    assert not steps[1].any()
+    assert not factor(np.zeros((1, 2), np.float16), np.zeros((1, 2), np.float16))[1].any()
+
+
+def test_a_row_too_long_for_sums_of_32_bits_is_refused() -> None:
+    # 5 steps of rounding for each of 2^18 inputs exceed (2^31 - 1) / 2031 = 1,057,352.
+    with pytest.raises(ValueError, match="262144 inputs"):
+        factor(np.ones((1, 1 << 13), np.float16), None)
