@@ -41,3 +41,14 @@ def test_routes_are_documented(served: ServedModel) -> None:
         re.sub(r"\{\w+\}", "{}", route) for route in re.findall(r"`((?:GET|POST|DELETE) /[^`]+)`", TEXT)
     }
     assert documented == {re.sub(r"\{\w+\}", "{}", route) for route in routes}
+
+
+def test_every_named_fault_has_its_test() -> None:
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| (.+) \|$", TEXT, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) >= 20, "the numbered list that it began with"
+    named = [test for _, tests in rows for test in re.findall(r"`(tests/[^`]+)`", tests)]
+    assert len(named) >= len(rows)
+    root = Path(__file__).parents[2]
+    for file, _, name in (test.partition("::") for test in named):
+        assert re.search(rf"^(async )?def {name}\(", (root / file).read_text(), re.MULTILINE), (file, name)

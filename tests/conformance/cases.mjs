@@ -289,6 +289,28 @@ CASES.completions_stream = async () => {
   assert.equal(chunks.at(-1).usage.completion_tokens, 20);
 };
 
+CASES.one_token = async () => {
+  for (const limit of [{ max_tokens: 1 }, { max_completion_tokens: 1 }]) {
+    const fields = { model, messages: ASK, ...limit };
+    const answer = await sdk().chat.completions.create(fields);
+    const chunks = await all(
+      await sdk().chat.completions.create({ ...fields, stream: true, stream_options: { include_usage: true } }),
+    );
+    assert.equal(answer.choices[0].finish_reason, "length");
+    assert.equal(answer.usage.completion_tokens, 1);
+    assert.equal(chunks.at(-1).usage.completion_tokens, 1);
+  }
+};
+
+CASES.prompt_logprobs_leave_the_service_up = async () => {
+  const fields = { model, prompt: "One two three", max_tokens: 3 };
+  const error = await raised(
+    OpenAI.BadRequestError, sdk().completions.create({ ...fields, prompt_logprobs: 2 }),
+  );
+  assert.equal(error.param, "prompt_logprobs");
+  assert.equal((await sdk().completions.create(fields)).usage.completion_tokens, 3);
+};
+
 CASES.models = async () => {
   const ids = (await all(sdk().models.list())).map((served) => served.id);
   assert.ok(ids.includes(model));

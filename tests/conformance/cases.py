@@ -362,6 +362,34 @@ def completions_stream(access: Access) -> None:
 
 
 @case
+def one_token(access: Access) -> None:
+    with access.sdk() as sdk:
+        for limit in ({"max_tokens": 1}, {"max_completion_tokens": 1}):
+            fields: Any = {"model": access.model, "messages": ASK, **limit}
+            answer = sdk.chat.completions.create(**fields)
+            chunks = list(
+                sdk.chat.completions.create(**fields, stream=True, stream_options={"include_usage": True})
+            )
+            assert answer.choices[0].finish_reason == "length"
+            assert answer.usage is not None
+            assert answer.usage.completion_tokens == 1
+            assert chunks[-1].usage is not None
+            assert chunks[-1].usage.completion_tokens == 1
+
+
+@case
+def prompt_logprobs_leave_the_service_up(access: Access) -> None:
+    with access.sdk() as sdk:
+        fields: Any = {"model": access.model, "prompt": "One two three", "max_tokens": 3}
+        with raises(openai.BadRequestError) as caught:
+            sdk.completions.create(**fields, extra_body={"prompt_logprobs": 2})
+        assert caught[0].param == "prompt_logprobs"
+        usage = sdk.completions.create(**fields).usage
+    assert usage is not None
+    assert usage.completion_tokens == 3
+
+
+@case
 def models(access: Access) -> None:
     with access.sdk() as sdk:
         assert access.model in [model.id for model in sdk.models.list()]

@@ -127,6 +127,17 @@ async def test_50_parallel_requests_never_overrun_a_token_limit(gateway: Gateway
     assert [answer.status_code for answer in await burst()].count(200) == 20
 
 
+async def test_streamed_tokens_count_against_the_limit(gateway: Gateway) -> None:
+    key = (await new_key(gateway, "streaming"))["key"]
+    await post(gateway, "limits", subject_kind="tenant", subject_id="streaming", tokens_per_minute=100)
+    # 30 + 20 = 50 tokens each: two fit into 100, whether the client asks for the usage or not.
+    answers = [await ask(gateway, key, prompt=[5] * 30, max_tokens=20, stream=True) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert all("total_tokens" not in answer.text for answer in answers)
+    assert answers[1].headers["x-ratelimit-remaining-tokens"] == "0"
+    assert (await until_usage(gateway, "streaming", 2))["completion_tokens"] == 40
+
+
 async def test_what_was_reserved_and_not_used_is_given_back(gateway: Gateway) -> None:
     key = (await new_key(gateway, "refund"))["key"]
     await post(gateway, "limits", subject_kind="tenant", subject_id="refund", tokens_per_minute=1000)
