@@ -5,6 +5,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -13,7 +14,8 @@ import jsonschema
 Progress = Callable[[int, int], None]
 _REPORT_S = 5.0
 _NAMES = ["name", "city", "age", "tags", "size", "color", "items", "note", "id", "price"]
-_MAX_TOKENS = 600
+_FUNCTIONS = ["get_weather", "find_flight", "send_note", "convert", "book_table", "look_up"]
+_MAX_TOKENS = 2000
 
 
 def random_schema(draw: random.Random, depth: int = 0) -> dict[str, Any]:
@@ -51,10 +53,58 @@ def _value(draw: random.Random, depth: int) -> dict[str, Any]:
             return random_schema(draw, depth)
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What one answer is held to: fields of a request, words that make a free request's prompt as long, a check."""
+
+    fields: dict[str, Any]
+    words: str
+    check: Callable[[dict[str, Any]], None]
+    """Raises ValueError, KeyError or jsonschema's ValidationError when a choice is not of this shape."""
+
+
+def random_format(draw: random.Random) -> Shape:
+    """A `response_format` with a random schema."""
+    schema = random_schema(draw)
+    wanted = {"name": "random", "strict": True, "schema": schema}
+
+    def check(choice: dict[str, Any]) -> None:
+        jsonschema.validate(json.loads(choice["message"]["content"]), schema)
+
+    return Shape({"response_format": {"type": "json_schema", "json_schema": wanted}}, "", check)
+
+
+def random_tools(draw: random.Random) -> Shape:
+    """One to four strict functions with random parameters, of which at least one must be called."""
+    parameters = {name: random_schema(draw) for name in draw.sample(_FUNCTIONS, draw.randint(1, 4))}
+    tools = [
+        {"type": "function", "function": {"name": name, "strict": True, "parameters": schema}}
+        for name, schema in parameters.items()
+    ]
+
+    def check(choice: dict[str, Any]) -> None:
+        calls = choice["message"]["tool_calls"]
+        if not calls or choice["finish_reason"] != "tool_calls":
+            raise ValueError("no call, or one that was cut")
+        for call in calls:
+            jsonschema.validate(
+                json.loads(call["function"]["arguments"]), parameters[call["function"]["name"]]
+            )
+
+    fields = {"tools": tools, "tool_choice": "required", "parallel_tool_calls": draw.random() < 0.5}
+    return Shape(fields, json.dumps(tools), check)
+
+
 def bench_grammar(
-    url: str, model: str, *, schemas: int, seed: int = 0, progress: Progress = lambda _done, _total: None
+    url: str,
+    model: str,
+    *,
+    schemas: int,
+    seed: int = 0,
+    shape: Callable[[random.Random], Shape] = random_format,
+    progress: Progress = lambda _done, _total: None,
 ) -> dict[str, Any]:
-    """Ask for each schema once held to it, then for as many tokens without it, one request at a time.
+    """Ask for each shape once held to it, then for as many tokens without it, one request at a time.
 
     `decode_slowdown` is the median over the pairs of (seconds a token held / seconds a token free) - 1, both as the
     decode worker measured them: pairs follow each other closely, so that what else the machine does concerns both.
@@ -65,22 +115,17 @@ def bench_grammar(
     held_s, free_s = [], []
     with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
         for number in range(schemas):
-            schema = random_schema(draw)
-            wanted = {"name": "random", "strict": True, "schema": schema}
-            body = {
-                "model": model,
-                "messages": [{"role": "user", "content": f"Make up an example, number {number}, as JSON."}],
-                "seed": number,
-                "max_tokens": _MAX_TOKENS,
-            }
-            held_format = {"type": "json_schema", "json_schema": wanted}
-            held, held_tpot_s = _ask(client, {**body, "response_format": held_format})
+            wanted = shape(draw)
+            question = f"Make up an example, number {number}, as JSON."
+            body = {"model": model, "seed": number, "messages": [{"role": "user", "content": question}]}
+            held, held_tpot_s = _ask(client, {**body, **wanted.fields, "max_tokens": _MAX_TOKENS})
             choice, num_tokens = held["choices"][0], held["usage"]["completion_tokens"]
             try:
-                jsonschema.validate(json.loads(choice["message"]["content"]), schema)
+                wanted.check(choice)
                 num_valid += 1
-            except (ValueError, jsonschema.ValidationError) as error:
-                faults.append({"schema": schema, "answer": choice, "error": str(error)[:200]})
+            except (ValueError, KeyError, jsonschema.ValidationError) as error:
+                faults.append({"wanted": wanted.fields, "answer": choice, "error": repr(error)[:200]})
+            body["messages"] = [{"role": "user", "content": question + wanted.words}]
             _, free_tpot_s = _ask(client, {**body, "max_tokens": num_tokens, "ignore_eos": True})
             if held_tpot_s and free_tpot_s:
                 held_s.append(held_tpot_s)

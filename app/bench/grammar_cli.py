@@ -15,6 +15,7 @@ from app.models import catalogue
 def grammar(
     model: Annotated[str, typer.Option(help="A model of `models list`.")] = catalogue.DEFAULT_MODEL,
     schemas: Annotated[int, typer.Option(min=1, help="Random JSON schemas to ask for.")] = 200,
+    tools: Annotated[bool, typer.Option(help="Hold answers to calls of random tools instead.")] = False,
     seed: Annotated[int, typer.Option(help="Of the schemas.")] = 0,
     base_url: Annotated[str | None, typer.Option(help="A running service; none: one is started.")] = None,
     as_json: Annotated[
@@ -24,7 +25,7 @@ def grammar(
     """Share of answers that satisfy their schema, and how much slower they decode than free ones."""
     from contextlib import nullcontext
 
-    from app.bench.grammar import bench_grammar
+    from app.bench.grammar import bench_grammar, random_format, random_tools
     from app.bench.served import service
 
     served = service(model=model, threads=default_threads()) if base_url is None else nullcontext(base_url)
@@ -35,6 +36,7 @@ def grammar(
             model,
             schemas=schemas,
             seed=seed,
+            shape=random_tools if tools else random_format,
             progress=lambda done, _total: bar.update(task, completed=done),
         )
     if as_json:
