@@ -2,7 +2,8 @@
 
 Activations x have 12 bits and one scale a row. Weights of 4 bits are s · (D · q + M) with integers D, M for each block
 of 32 inputs and one float s an output: the sum over blocks of D · Σ q·x + M · Σ x is one exact integer of 32 bits,
-however it is added up; then · s · scale of the row. Weights of 8 bits have a float d for each block: acc =
+however it is added up; then · s · scale of the row. So it is with 8 bits and one float an output. Those that have a
+float d for each block: acc =
 fma(float(Σ q·x), d, acc), then acc = fma(float(Σ x), -128·d, acc), block by block; at the end · scale of the row. An
 activation x = 32·h + l is two signed bytes, |h| < 64, so Σ q·x = 32·Σ q·h + Σ q·l. Whoever computes an integer (tiles,
 VNNI, plain code) gets the same one.
@@ -15,7 +16,7 @@ from llvmlite import ir
 from engine.kernels import simd
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, inline, intrinsic, jit, types
-from engine.kernels.packing import BLOCK_BYTES, FACTORED, Q8_0, SCALE_BYTES
+from engine.kernels.packing import BLOCK_BYTES, CHANNEL, FACTORED, Q8_0, SCALE_BYTES
 from engine.kernels.simd import F32, F32_LANES, I8, I16, I32, I32_LANES, I64, LANES
 
 Builder = Any
@@ -135,7 +136,7 @@ PAIRS = {"amx": _pairs_vnni, "vnni": _pairs_vnni}
 
 def unpack_ir(builder: Builder, form: int, address: Any) -> list[Any]:
     """The 8 groups of one block of a panel, unsigned bytes in lanes."""
-    if form == Q8_0:
+    if form != FACTORED:
         return [simd.load(builder, simd.offset(builder, address, 64 * g), I32_LANES, 64) for g in range(8)]
     nibbles = _const(0x0F0F0F0F)
     packed = [simd.load(builder, simd.offset(builder, address, 64 * g), I32_LANES, 64) for g in range(4)]
@@ -146,8 +147,13 @@ def unpack_ir(builder: Builder, form: int, address: Any) -> list[Any]:
 def scales_ir(builder: Builder, form: int, address: Any) -> tuple[Any, Any]:
     """Factor and addend of one block of a panel.
 
-    FACTORED: pairs of 16 bits (32·D, D) and (16·M, M), for Σ q·h, Σ q·l and 2·Σ h, Σ l; Q8_0: floats d and -128 · d.
+    FACTORED: pairs of 16 bits, (32·D, D) for Σ q·h and Σ q·l, (16·M, M) for 2·Σ h and Σ l; CHANNEL: the same for all
+    blocks; Q8_0: floats d and -128 · d.
     """
+    if form == CHANNEL:
+        # 1 and the -128 that unsigned bytes are off by, against 32 · Σ h + Σ l as (2 · Σ h, Σ l).
+        minus = ir.Constant(ir.VectorType(I16, 2 * LANES), [-2048, -128] * LANES)
+        return _const(1), builder.bitcast(minus, I32_LANES)
     if form == FACTORED:
         kind, pairs = ir.VectorType(I16, LANES), ir.VectorType(I16, 2 * LANES)
         twice = ir.Constant(ir.VectorType(I32, 2 * LANES), [lane // 2 for lane in range(2 * LANES)])
@@ -192,7 +198,7 @@ def _rows_by_panel(
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         _, _, _, panel_, blocks_, x_, sums_, scales_, out_, out_stride_, add_ = args
-        kind = I32_LANES if code == FACTORED else F32_LANES
+        kind = F32_LANES if code == Q8_0 else I32_LANES
         accs = [cgutils.alloca_once_value(b, ir.Constant(kind, [0] * LANES)) for _ in range(count)]
         scale_base = b.add(panel_, b.mul(blocks_, ir.Constant(I64, BLOCK_BYTES[code])))
         with cgutils.for_range(b, blocks_) as loop:
@@ -216,7 +222,11 @@ def _rows_by_panel(
                         )
                         integer = dot(b, integer, w, quad)
                     parts.append(integer)
-                if code == FACTORED:
+                if code == CHANNEL:
+                    both = b.add(b.shl(parts[0], _const(5)), parts[1])
+                    x_pair = simd.splat(b, simd.load(b, simd.offset(b, at, SUM_PAIR), I32, 4), I32_LANES)
+                    b.store(pairs(b, b.add(b.load(accs[r]), both), x_pair, addend), accs[r])
+                elif code == FACTORED:
                     # Both sums fit 16 bits: 15 · 63 · 32 < 2^15.
                     both = join(b, *parts)
                     x_pair = simd.splat(b, simd.load(b, simd.offset(b, at, SUM_PAIR), I32, 4), I32_LANES)
@@ -227,13 +237,13 @@ def _rows_by_panel(
                     total = simd.splat(b, simd.load(b, simd.offset(b, at, SUM_FLOAT), F32, 4), F32_LANES)
                     acc = simd.fma_ir(b, b.sitofp(both, F32_LANES), factor, b.load(accs[r]))
                     b.store(simd.fma_ir(b, total, addend, acc), accs[r])
-        if code == FACTORED:
+        if code != Q8_0:
             last = b.add(scale_base, b.mul(blocks_, ir.Constant(I64, SCALE_BYTES[code])))
             row_scale = simd.load(b, last, F32_LANES, 64)
         for r in range(count):
             scale = simd.load(b, simd.offset(b, scales_, 4 * r), F32, 4)
             value = b.load(accs[r])
-            if code == FACTORED:
+            if code != Q8_0:
                 value = b.fmul(b.sitofp(value, F32_LANES), row_scale)
             value = b.fmul(value, simd.splat(b, scale, F32_LANES))
             target = b.add(out_, b.mul(out_stride_, ir.Constant(I64, r)))
@@ -314,5 +324,7 @@ def multiply_panel(
     """
     if form == 0:
         _panel_of_form(isa, 0, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
-    else:
+    elif form == 1:
         _panel_of_form(isa, 1, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
+    else:
+        _panel_of_form(isa, 2, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)

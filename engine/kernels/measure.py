@@ -86,8 +86,8 @@ class Product:
         self._scratch = aligned(tiles.scratch_bytes(matrix.num_inputs))
         # What lies in working memory must not matter: a step shares it with attention.
         self._scratch[:] = 0x55
-        self._configs = aligned(128)
-        self._configs.reshape(2, 64)[:] = tiles.tile_configs()
+        self._configs = aligned(tiles.CONFIG_BYTES)
+        self._configs.reshape(-1, 64)[:] = tiles.tile_configs()
         x = np.ascontiguousarray(x, np.float32)
         for row in range(num_rows):
             tile, lane = divmod(row, TILE_ROWS)
@@ -112,8 +112,11 @@ class Product:
 
 
 def random_tensor(kind: str, num_outputs: int, num_inputs: int, seed: int) -> Tensor:
-    """A matrix of random blocks of `kind` ("q4_1", "q4_0" or "q8_0"), values of the order of 0.1."""
+    """A random matrix of `kind` ("q4_1", "q4_0", "q8_0" or "f32"), values of the order of 0.1."""
     rng = np.random.default_rng(seed)
+    if kind == "f32":
+        floats = (0.1 * rng.standard_normal((num_outputs, num_inputs))).astype(np.float32)
+        return Tensor("random f32", kind, floats.shape, floats.view(np.uint8).reshape(-1))
     count = num_outputs * num_inputs // BLOCK
     d = (rng.random((count, 1)) * (0.002 if kind == "q8_0" else 0.03) + 0.001).astype(np.float16)
     parts = [d.view(np.uint8)]
@@ -140,9 +143,14 @@ def read_bytes_per_s(num_bytes: int, num_threads: int) -> float:
         return words.nbytes / _best_s(lambda: list(pool.map(_read, parts)))
 
 
-def matrix_ops_per_s(isa: Isa, num_rows: int = 512, num_inputs: int = 576, num_outputs: int = 1536) -> float:
-    """Operations a second (two a weight and row) of one core's Q4_1 product, activations quantised before."""
-    tensor = random_tensor("q4_1", num_outputs, num_inputs, seed=0)
+def matrix_ops_per_s(
+    isa: Isa, kind: str = "f32", num_rows: int = 512, num_inputs: int = 576, num_outputs: int = 1536
+) -> float:
+    """Operations a second (two a weight and row) of one core's product, activations quantised before.
+
+    `kind`: what the weights come as, see `random_tensor`; "f32" are served as INT8 per channel.
+    """
+    tensor = random_tensor(kind, num_outputs, num_inputs, seed=0)
     matrix = pack([tensor], Arena(packed_bytes([tensor])))
     x = np.random.default_rng(1).standard_normal((num_rows, num_inputs)).astype(np.float32)
     product = Product(isa, matrix, x)

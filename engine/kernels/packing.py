@@ -6,28 +6,31 @@ integers in dot-product order ([8 groups of 4 inputs][16 outputs][4 inputs]), al
 - Nibbles (FACTORED; group g in the low half of a byte, group g + 4 in the high half): for each block 16 integers D and
   16 integers M of 16 bits, then for the panel 16 floats s. value = s · (D · q + M), see `weights.quantise.factor`.
 - Bytes (Q8_0): for each block 16 half-float scales d. value = d · (q - 128).
+- Bytes (CHANNEL, what comes as floats): for the panel 16 floats s. value = s · (q - 128), see
+  `weights.quantise.quantise_per_channel`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.weights.quantise import factor
-from engine.weights.tensor import KINDS, Tensor
+from engine.weights.quantise import factor, quantise_per_channel
+from engine.weights.tensor import KINDS, Tensor, dequantise
 
 U8 = NDArray[np.uint8]
 LANES = 16
 BLOCK = 32
 ALIGNMENT = 64
 
-FACTORED, Q8_0 = 0, 1
-FORMS = {"q4_1": FACTORED, "q4_0": FACTORED, "q8_0": Q8_0}
-BLOCK_BYTES = (256, 512)
+FACTORED, Q8_0, CHANNEL = 0, 1, 2
+FORMS = {"q4_1": FACTORED, "q4_0": FACTORED, "q8_0": Q8_0, "f32": CHANNEL, "f16": CHANNEL, "bf16": CHANNEL}
+BLOCK_BYTES = (256, 512, 512)
 """Bytes of integers of one block of one panel, by form."""
-SCALE_BYTES = (64, 32)
+SCALE_BYTES = (64, 32, 0)
 """Bytes of scales of one block of one panel."""
-ROW_SCALE_BYTES = (64, 0)
+ROW_SCALE_BYTES = (64, 0, 64)
 """Bytes of scales of a whole panel."""
 
 
@@ -125,12 +128,18 @@ def pack(tensors: list[Tensor], arena: Arena, *, interleave: bool = False) -> Pa
 def _panels(tensor: Tensor, first_row: int, last_row: int) -> U8:
     """Rows of a tensor as panels: [panels, integers and scales]."""
     form, num_blocks = FORMS[tensor.kind], tensor.shape[1] // BLOCK
-    width = KINDS[tensor.kind].num_bytes
-    raw = tensor.data.reshape(tensor.shape[0], num_blocks, width)[first_row:last_row]
+    raw = tensor.data.reshape(tensor.shape[0], -1)[first_row:last_row]
     count = -(-len(raw) // LANES)
     if len(raw) % LANES:
-        raw = np.concatenate([raw, np.zeros((count * LANES - len(raw), num_blocks, width), np.uint8)])
-    raw = raw.reshape(count, LANES, num_blocks, width)
+        raw = np.concatenate([raw, np.zeros((count * LANES - len(raw), raw.shape[1]), np.uint8)])
+    ordered: NDArray[Any]
+    scales: list[NDArray[Any]]
+    if form == CHANNEL:
+        floats = dequantise(Tensor(tensor.name, tensor.kind, (len(raw), tensor.shape[1]), raw.reshape(-1)))
+        quants, row_scales = quantise_per_channel(floats)
+        ordered = (quants.view(np.uint8) ^ np.uint8(128)).reshape(count, LANES, num_blocks, 8, 4)
+        return _joined(count, ordered.transpose(0, 2, 3, 1, 4), row_scales)
+    raw = raw.reshape(count, LANES, num_blocks, KINDS[tensor.kind].num_bytes)
     scale_bytes = 4 if tensor.kind == "q4_1" else 2
     halves = np.ascontiguousarray(raw[..., :scale_bytes]).view(np.float16)
     integers = raw[..., scale_bytes:]
@@ -147,7 +156,10 @@ def _panels(tensor: Tensor, first_row: int, last_row: int) -> U8:
         # [panels, blocks, (D, M), lanes]
         both = np.stack([steps, offsets]).reshape(2, count, LANES, num_blocks).transpose(1, 3, 0, 2)
         scales = [both, row_scales.reshape(count, LANES)]
-    parts = [ordered, *scales]
-    return np.concatenate(
-        [np.ascontiguousarray(part).reshape(count, -1).view(np.uint8) for part in parts], axis=1
-    )
+    return _joined(count, ordered, *scales)
+
+
+def _joined(num_panels: int, *parts: NDArray[Any]) -> U8:
+    """Parts that each begin with the panels, as bytes one after another in every panel."""
+    flat = [np.ascontiguousarray(part).reshape(num_panels, -1).view(np.uint8) for part in parts]
+    return np.concatenate(flat, axis=1)

@@ -1,8 +1,9 @@
 """Matrix products on AMX tiles: 16 rows × 16 outputs × 64 inputs at a time.
 
 Weights of 4 bits become whole integers w = D · q + M of 12 bits, two signed bytes as activations are: four tile
-products of 64 inputs into four tiles of sums that stay where they are over many inputs. Weights of 8 bits have a float
-a block: their sums leave the tiles after every block of 32. Integers and floats are those of `matmul.py`.
+products of 64 inputs into four tiles of sums that stay where they are over many inputs. Weights of 8 bits with one
+float an output are one byte: two products. Those with a float a block: their sums leave the tiles after every block of
+32. Integers and floats are those of `matmul.py`.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from llvmlite import ir
 
 from engine.kernels import simd
 from engine.kernels.isa import Isa
-from engine.kernels.jit import cgutils, intrinsic, jit, overload, types
+from engine.kernels.jit import cgutils, inline, intrinsic, jit, overload, types
 from engine.kernels.matmul import (
     LIMB_BYTES,
     ROW_STEP_BYTES,
@@ -29,11 +30,11 @@ from engine.kernels.matmul import (
     tile_place,
     unpack_ir,
 )
-from engine.kernels.packing import BLOCK_BYTES, FACTORED, Q8_0, SCALE_BYTES
+from engine.kernels.packing import BLOCK_BYTES, CHANNEL, FACTORED, Q8_0, SCALE_BYTES
 from engine.kernels.simd import F32, F32_LANES, I8, I16, I32_LANES, I64, LANES
 
 Builder = Any
-MIN_ROWS = (8, 13)
+MIN_ROWS = (8, 13, 8)
 """By form: fewer rows than this are quicker without tiles, for expanding a panel costs as much as some rows without."""
 MIN_REST = 3
 """Once a panel is expanded, tiles are quicker for so many rows left over."""
@@ -41,6 +42,8 @@ MAX_STEPS = 12
 """Steps of 64 inputs whose weights stay in the first cache while all rows pass: 24 KiB."""
 MAX_TILES = 32
 """Tiles of rows in one call: bounds the partial sums kept between two stretches of inputs."""
+LIMBS = (2, 0, 1)
+"""Bytes of a weight in the tiles, by form; none where weights are not whole integers."""
 SUM_TILES = 4
 TILE_BYTES = 1024
 PARTIAL_BYTES = MAX_TILES * TILE_BYTES
@@ -54,15 +57,18 @@ Q8_BYTES = BLOCK_BYTES[Q8_0] + 128
 """One block of an 8-bit panel ready for the tiles: integers, then factor and addend as floats."""
 
 
-def tile_configs() -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Two 64-byte tile configurations, by form.
+CONFIG_BYTES = 3 * 64
 
-    FACTORED: 0 to 3 sums, 4 and 5 rows, 6 and 7 weights, all of 16 × 64 bytes. Q8_0: 0 and 1 sums, 4 and 5 rows
-    (32 columns), 6 weights (8 rows).
+
+def tile_configs() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """64-byte tile configurations, by form.
+
+    FACTORED and CHANNEL: 0 to 3 sums, 4 and 5 rows, 6 and 7 weights, all of 16 × 64 bytes. Q8_0: 0 and 1 sums, 4 and 5
+    rows (32 columns), 6 weights (8 rows).
     """
-    configs = np.zeros((2, 64), np.uint8)
+    configs = np.zeros((3, 64), np.uint8)
     configs[:, 0] = 1
-    for config, (columns, weight_rows) in zip(configs, ((64, 16), (32, 8)), strict=True):
+    for config, (columns, weight_rows) in zip(configs, ((64, 16), (32, 8), (64, 16)), strict=True):
         num_bytes, num_rows = config[16:48].view(np.uint16), config[48:56]
         num_bytes[:8], num_rows[:8] = (64,) * 4 + (columns,) * 2 + (64,) * 2, (16,) * 6 + (weight_rows,) * 2
     return configs
@@ -161,60 +167,86 @@ def _expand_factored(context: Any, panel: Any, num_blocks: Any, target: Any) -> 
 
 
 @intrinsic
-def _multiply_steps(context: Any, weights: Any, steps: Any, rows: Any, spill: Any) -> Any:
-    """16 rows times 16 outputs over some steps: the four tiles of sums into `spill`."""
+def _expand_channel(context: Any, panel: Any, num_blocks: Any, target: Any) -> Any:
+    """A panel's bytes with their signs, TILE_BYTES for each step of 64 inputs."""
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        weights_, steps_, rows_, spill_ = args
-        for tile in range(SUM_TILES):
+        panel_, blocks_, target_ = args
+        signs, zero = (ir.Constant(I32_LANES, [value] * LANES) for value in (0x80808080, 0))
+        with cgutils.for_range(b, blocks_) as loop:
+            fetch_ahead(b, CHANNEL, panel_, loop.index)
+            to = _at(b, target_, loop.index, BLOCK_BYTES[CHANNEL])
+            at = _at(b, panel_, loop.index, BLOCK_BYTES[CHANNEL])
+            for group, value in enumerate(unpack_ir(b, CHANNEL, at)):
+                simd.store(b, b.xor(value, signs), simd.offset(b, to, 64 * group), 64)
+        with b.if_then(b.trunc(blocks_, ir.IntType(1))):
+            to = _at(b, target_, blocks_, BLOCK_BYTES[CHANNEL])
+            for line in range(0, BLOCK_BYTES[CHANNEL], 64):
+                simd.store(b, zero, simd.offset(b, to, line), 64)
+        return c.get_dummy_value()
+
+    return types.none(*[types.int64] * 3), codegen
+
+
+@intrinsic
+def _multiply_steps(context: Any, form: Any, weights: Any, steps: Any, rows: Any, spill: Any) -> Any:
+    """16 rows times 16 outputs over some steps: the tiles of sums into `spill`."""
+    limbs = LIMBS[form.literal_value]
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        _, weights_, steps_, rows_, spill_ = args
+        for tile in range(2 * limbs):
             _emit(b, "tilezero", _tile(tile))
         with cgutils.for_range(b, steps_) as loop:
-            x, w = (_at(b, base, loop.index, STEP_BYTES) for base in (rows_, weights_))
+            x, w = _at(b, rows_, loop.index, STEP_BYTES), _at(b, weights_, loop.index, limbs * TILE_BYTES)
             _load(b, 4, x, ROW_STEP_BYTES)
             _load(b, 6, w)
             _emit(b, "tdpbssd", _tile(0), _tile(4), _tile(6))
             _load(b, 5, simd.offset(b, x, LIMB_BYTES), ROW_STEP_BYTES)
             _emit(b, "tdpbssd", _tile(1), _tile(5), _tile(6))
-            _load(b, 7, simd.offset(b, w, TILE_BYTES))
-            _emit(b, "tdpbssd", _tile(2), _tile(4), _tile(7))
-            _emit(b, "tdpbssd", _tile(3), _tile(5), _tile(7))
-        for tile in range(SUM_TILES):
+            if limbs == 2:
+                _load(b, 7, simd.offset(b, w, TILE_BYTES))
+                _emit(b, "tdpbssd", _tile(2), _tile(4), _tile(7))
+                _emit(b, "tdpbssd", _tile(3), _tile(5), _tile(7))
+        for tile in range(2 * limbs):
             _store(b, tile, simd.offset(b, spill_, tile * TILE_BYTES))
         return c.get_dummy_value()
 
-    return types.none(*[types.int64] * 4), codegen
+    return types.none(form, *[types.int64] * 4), codegen
 
 
-def _whole(builder: Builder, spill: Any, row: int) -> Any:
+def _whole(builder: Builder, form: int, spill: Any, row: int) -> Any:
     """The whole integers of one row of a spill."""
     four, five = (ir.Constant(I32_LANES, [bits] * LANES) for bits in (4, 5))
-    hh, lh, hl, ll = (
+    parts = [
         simd.load(builder, simd.offset(builder, spill, tile * TILE_BYTES + 64 * row), I32_LANES, 64)
-        for tile in range(SUM_TILES)
-    )
-    by_high = builder.add(builder.shl(hh, five), lh)
-    return builder.add(builder.shl(by_high, four), builder.add(builder.shl(hl, five), ll))
+        for tile in range(2 * LIMBS[form])
+    ]
+    # By the weights' high byte first, then by the low one: in each the rows' h in front of their l.
+    by_limb = [builder.add(builder.shl(h, five), low) for h, low in zip(parts[::2], parts[1::2], strict=True)]
+    return by_limb[0] if len(by_limb) == 1 else builder.add(builder.shl(by_limb[0], four), by_limb[1])
 
 
 @intrinsic
-def _keep(context: Any, joined: Any, spill: Any, partial: Any) -> Any:
+def _keep(context: Any, form: Any, joined: Any, spill: Any, partial: Any) -> Any:
     """A spill's integers as the partial sums of 16 rows, added to those there when `joined`."""
-    with_partial = joined.literal_value
+    code, with_partial = form.literal_value, joined.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         for r in range(TILE_ROWS):
-            at, value = simd.offset(b, args[2], 64 * r), _whole(b, args[1], r)
+            at, value = simd.offset(b, args[3], 64 * r), _whole(b, code, args[2], r)
             if with_partial:
                 value = b.add(value, simd.load(b, at, I32_LANES, 64))
             simd.store(b, value, at, 64)
         return c.get_dummy_value()
 
-    return types.none(joined, types.int64, types.int64), codegen
+    return types.none(form, joined, types.int64, types.int64), codegen
 
 
 @intrinsic
 def _finish(
     context: Any,
+    form: Any,
     joined: Any,
     spill: Any,
     partial: Any,
@@ -226,14 +258,14 @@ def _finish(
     add: Any,
 ) -> Any:
     """A spill's integers, with the partial sums when `joined`, of `count` rows, scaled, to `out`."""
-    with_partial = joined.literal_value
+    code, with_partial = form.literal_value, joined.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, spill_, partial_, count_, row_scale_, scales_, out_, stride_, add_ = args
+        _, _, spill_, partial_, count_, row_scale_, scales_, out_, stride_, add_ = args
         factor = simd.load(b, row_scale_, F32_LANES, 64)
 
         def row(r: int, adds: bool) -> None:
-            total = _whole(b, spill_, r)
+            total = _whole(b, code, spill_, r)
             if with_partial:
                 at = simd.offset(b, partial_, 64 * r)
                 total = b.add(total, simd.load(b, at, I32_LANES, 64))
@@ -260,11 +292,12 @@ def _finish(
                                 row(r, adds)
         return c.get_dummy_value()
 
-    return types.none(joined, *[types.int64] * 8), codegen
+    return types.none(form, joined, *[types.int64] * 8), codegen
 
 
-@jit
-def _multiply_factored(
+@inline
+def _multiply_whole(
+    form: int,
     first: int,
     last: int,
     panel: int,
@@ -276,12 +309,16 @@ def _multiply_factored(
     add: int,
     scratch: int,
 ) -> None:
-    """At most MAX_TILES tiles of rows times one panel."""
+    """At most MAX_TILES tiles of rows times one panel whose weights are whole integers."""
     partial = scratch + SPILL_BYTES
     expanded = partial + PARTIAL_BYTES
-    _expand_factored(panel, num_blocks, expanded)
+    if form == FACTORED:
+        _expand_factored(panel, num_blocks, expanded)
+    else:
+        _expand_channel(panel, num_blocks, expanded)
+    step_bytes = LIMBS[form] * TILE_BYTES
     steps = (num_blocks + 1) // 2
-    row_scale = panel + num_blocks * (BLOCK_BYTES[FACTORED] + SCALE_BYTES[FACTORED])
+    row_scale = panel + num_blocks * (BLOCK_BYTES[form] + SCALE_BYTES[form])
     for begin in range(0, steps, MAX_STEPS):
         count = min(MAX_STEPS, steps - begin)
         # The sums of a tile are read while the next one is at work, when they have reached the cache.
@@ -289,22 +326,21 @@ def _multiply_factored(
             turn = (row - first) // TILE_ROWS % 2
             if row < last:
                 at = x + tile_place(row, num_blocks) + begin * STEP_BYTES
-                _multiply_steps(
-                    expanded + begin * STEP_BYTES, count, at, scratch + turn * SUM_TILES * TILE_BYTES
-                )
+                weights = expanded + begin * step_bytes
+                _multiply_steps(form, weights, count, at, scratch + turn * SUM_TILES * TILE_BYTES)
             done = row - TILE_ROWS
             if done < first:
                 continue
             spill, sums = scratch + (1 - turn) * SUM_TILES * TILE_BYTES, partial + (done - first) * 64
             here, stored = out + done * out_stride, min(TILE_ROWS, last - done)
             if begin + count < steps and begin == 0:
-                _keep(0, spill, sums)
+                _keep(form, 0, spill, sums)
             elif begin + count < steps:
-                _keep(1, spill, sums)
+                _keep(form, 1, spill, sums)
             elif begin > 0:
-                _finish(1, spill, sums, stored, row_scale, scales + done * 4, here, out_stride, add)
+                _finish(form, 1, spill, sums, stored, row_scale, scales + done * 4, here, out_stride, add)
             else:
-                _finish(0, spill, sums, stored, row_scale, scales + done * 4, here, out_stride, add)
+                _finish(form, 0, spill, sums, stored, row_scale, scales + done * 4, here, out_stride, add)
 
 
 @intrinsic
@@ -418,10 +454,13 @@ def multiply_panel_by_tiles(
     scratch: int,
 ) -> None:
     """`matmul.multiply_panel` on tiles, which must be configured; the rows' buffers are padded to 16 rows."""
-    if form == FACTORED:
+    if form != Q8_0:
         for begin in range(first, last, MAX_TILES * TILE_ROWS):
-            end_ = min(last, begin + MAX_TILES * TILE_ROWS)
-            _multiply_factored(begin, end_, panel, num_blocks, x, scales, out, out_stride, add, scratch)
+            stop = min(last, begin + MAX_TILES * TILE_ROWS)
+            if form == 0:
+                _multiply_whole(0, begin, stop, panel, num_blocks, x, scales, out, out_stride, add, scratch)
+            else:
+                _multiply_whole(2, begin, stop, panel, num_blocks, x, scales, out, out_stride, add, scratch)
         return
     expanded = scratch + SPILL_BYTES
     _expand_q8(panel, num_blocks, expanded)

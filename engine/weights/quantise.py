@@ -30,11 +30,23 @@ def quantise_q8_0(values: F32) -> U8:
 
 
 def quantise_per_channel(values: F32) -> tuple[NDArray[np.int8], F32]:
-    """INT8 with one scale per row (output channel): int8[rows, cols] and float32[rows], value = scale · q."""
-    scales = np.abs(values).max(axis=1) / np.float32(127)
+    """INT8 with one scale per row (output channel): int8[rows, cols] and float32[rows], value = scale · q.
+
+    As in the paper on CloudMatrix-Infer: its weights per channel, its activations per token. The scale is the smallest
+    that keeps every |q| within 127 and every sum of a row's products with activations within 31 bits. Raises ValueError
+    for rows so long that no scale does that.
+    """
+    num_inputs = values.shape[1]
+    room = (2**31 - 1) // MAX_ACTIVATION - num_inputs
+    if room <= 0:
+        raise ValueError(f"a row of {num_inputs} inputs is longer than sums of 32 bits allow")
+    sizes = np.abs(values)
+    scales = np.maximum(sizes.max(axis=1) / 127, sizes.sum(axis=1, dtype=np.float64) / room).astype(
+        np.float32
+    )
     divisors = np.where(scales == 0, np.float32(1), scales)
     quants = np.clip(np.rint(values / divisors[:, None]), -127, 127).astype(np.int8)
-    return quants, scales.astype(np.float32)
+    return quants, scales
 
 
 def factor(d: NDArray[np.float16], m: NDArray[np.float16] | None) -> tuple[I16, I16, F32]:

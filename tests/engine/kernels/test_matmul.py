@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from engine.kernels import available, choose
 from engine.kernels.measure import Product, random_tensor
 from engine.kernels.packing import Arena, PackedMatrix, pack, packed_bytes
-from engine.weights.quantise import factor
+from engine.weights.quantise import factor, quantise_per_channel
 from engine.weights.tensor import Tensor, dequantise
 
-KINDS = ("q4_1", "q4_0", "q8_0")
+KINDS = ("q4_1", "q4_0", "q8_0", "f32")
 
 
 def packed(*tensors: Tensor, interleave: bool = False) -> PackedMatrix:
@@ -58,6 +58,19 @@ def test_four_bit_products_are_exact_integers_scaled_once(
 
 
 @pytest.mark.parametrize("path", available())
+@pytest.mark.parametrize("num_inputs", [96, 1600])
+@pytest.mark.parametrize("num_rows", ROWS)
+def test_products_per_channel_are_exact_integers_scaled_once(
+    path: str, num_inputs: int, num_rows: int
+) -> None:
+    tensor = random_tensor("f32", 40, num_inputs, seed=3)
+    quants, scale = quantise_per_channel(dequantise(tensor))
+    x = whole_rows(num_rows, num_inputs)
+    expected = (x.astype(np.int64) @ quants.astype(np.int64).T).astype(np.float32) * scale
+    np.testing.assert_array_equal(Product(choose(path), packed(tensor), x).run(), expected)
+
+
+@pytest.mark.parametrize("path", available())
 @pytest.mark.parametrize("num_rows", ROWS)
 def test_eight_bit_products_of_whole_numbers_are_exact(path: str, num_rows: int) -> None:
     tensor = random_tensor("q8_0", 40, 96, seed=3)
@@ -85,7 +98,10 @@ def test_twelve_bits_of_activation_stay_within_their_rounding(kind: str) -> None
     weights = dequantise(tensor)
     # Each activation is off by at most half a quantum, max|x| / 2031 / 2.
     bound = np.abs(x).max(axis=1, keepdims=True) / 2031 / 2 * np.abs(weights).sum(axis=1) + 1e-4
-    if kind != "q8_0":
+    if kind == "f32":
+        # Each weight by at most half of its row's scale.
+        bound += 0.5 * quantise_per_channel(weights)[1] * np.abs(x).sum(axis=1, keepdims=True)
+    elif kind != "q8_0":
         # Each weight by less than 5 of its row's steps: 8 · 0.5 for D, 0.5 for M, and rounding.
         d, m, _ = blocks_of(tensor)
         bound += 5 * factor(d, m)[2] * np.abs(x).sum(axis=1, keepdims=True)

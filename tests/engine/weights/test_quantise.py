@@ -163,3 +163,13 @@ def test_a_row_too_long_for_sums_of_32_bits_is_refused() -> None:
     # 5 steps of rounding for each of 2^18 inputs exceed (2^31 - 1) / 2031 = 1,057,352.
     with pytest.raises(ValueError, match="262144 inputs"):
         factor(np.ones((1, 1 << 13), np.float16), None)
+
+
+def test_per_channel_sums_stay_within_32_bits_however_long_a_row_is() -> None:
+    # All weights equal: 127 · 2031 · 10,000 would be 2.6e9, so the scale grows until the sum fits.
+    quants, scales = quantise_per_channel(np.full((1, 10_000), 0.5, np.float32))
+    assert int(np.abs(quants.astype(np.int64)).sum()) * MAX_ACTIVATION < 2**31
+    # (2^31 - 1) // 2031 - 10,000 = 1,047,352 for 5,000 in sizes.
+    assert scales[0] == pytest.approx(5_000 / 1_047_352)
+    with pytest.raises(ValueError, match="2000000 inputs"):
+        quantise_per_channel(np.ones((1, 2_000_000), np.float32))
