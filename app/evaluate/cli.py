@@ -28,6 +28,14 @@ def accuracy(
             exists=True, dir_okay=False, help="A UTF-8 text of yours; none: the built-in mixed English."
         ),
     ] = None,
+    weights_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            exists=True,
+            help="Other weights with the model's tokenizer: a GGUF file or a Hugging Face folder, 16-bit ones say.",
+        ),
+    ] = None,
     kernels: Annotated[str, typer.Option(help="Kernel path: auto, portable, …")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Engine threads.")] = 2,
     as_json: Annotated[
@@ -54,7 +62,7 @@ def accuracy(
         except UnicodeDecodeError as error:
             raise typer.BadParameter(f"{text} is not UTF-8: {error}", param_hint="--text") from None
         texts = corpus.cut(own[:tokens], window)
-    weights = load_weights(entry.path)
+    weights = load_weights(weights_from or entry.path)
     engine = Model(weights, num_threads=threads, kernels=kernels)
     try:
         with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -71,7 +79,8 @@ def accuracy(
         typer.echo(json.dumps(asdict(result)))
         return
     difference = result.perplexity / result.perplexity_reference - 1
-    typer.echo(f"{entry.id} over {result.tokens:,} tokens")
+    name = entry.id if weights_from is None else weights_from.name
+    typer.echo(f"{name} over {result.tokens:,} tokens")
     against = f"{difference:+.2%} against float32: {result.perplexity_reference:.4f}"
     typer.echo(f"  perplexity       {result.perplexity:.4f} ({against})")
     typer.echo(f"  top-1 agreement  {result.top1_agreement:.2%}")
