@@ -79,7 +79,9 @@ def measure(url: str, *, block_bytes: int, num_blocks: int = 32, repeat: int = 1
             client.delete(keys)
             timed(
                 "raw_set",
-                lambda: channel.set_from([(n, [p.payload], []) for n, p in zip(names, puts, strict=True)]),
+                lambda: channel.set_from(
+                    [(n, block_bytes, [p.payload], []) for n, p in zip(names, puts, strict=True)]
+                ),
             )
             timed("raw_get", lambda: channel.get_into(names, [[get.into] for get in gets]))
             client.delete(keys)

@@ -6,12 +6,15 @@ for a moment, so that an outage costs each request milliseconds instead of a tim
 """
 
 import enum
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory_pool.block import BlockFormat, Damage, Tokens
+import xxhash
+
+from memory_pool.block import TRAILER_BYTES, BlockFormat, Damage, Tokens
 from memory_pool.books import Admission, Books
 from memory_pool.contents import Contents
 from memory_pool.disk_tier import DiskReader
@@ -21,6 +24,7 @@ from memory_pool.redis_store import RedisStore
 from memory_pool.rest import Rest
 from memory_pool.statistics import NEVER_SEEN, PoolStatistics
 from memory_pool.store import Get, Put, Store, StoreError, StoreFullError
+from memory_pool.target import Checked
 
 DEFAULT_BLOCK_TTL_S = 24 * 3600.0
 DEFAULT_TAIL_TTL_S = 120.0
@@ -43,6 +47,8 @@ class Reason(enum.StrEnum):
     """The namespace has no room."""
 
 
+_Side = tuple[memoryview, memoryview]
+"""Header and trailer of a block."""
 _DAMAGED = frozenset({Reason.CORRUPT, Reason.TRUNCATED, Reason.FOREIGN})
 
 
@@ -191,14 +197,20 @@ class PoolClient:
     def fetch(self, items: Sequence[FetchItem]) -> list[FetchResult]:
         """Read blocks into their buffers and verify them; what is not the block asked for is deleted.
 
-        All are read before the first is verified: a pause between two reads would make the server wait for room in
-        the socket, fall asleep and be woken again, which costs more than reading the payload from memory once more.
+        Checksums are computed as the bytes arrive, the rest is verified when all are there: a long pause between two
+        reads would make the server wait for room in the socket, fall asleep and be woken again.
         """
-        headers = [memoryview(bytearray(self._format.header_bytes(len(item.tokens)))) for item in items]
+        sides = [
+            (self._side(self._format.header_bytes(len(i.tokens))), self._side(TRAILER_BYTES)) for i in items
+        ]
+        digests = [xxhash.xxh3_64() for _ in items]
         lengths: list[int | None] = []
         started_at = time.perf_counter()
         if items and self._rest.over:
-            gets = [Get(item.key, (header, item.into)) for item, header in zip(items, headers, strict=True)]
+            gets = [
+                Get(item.key, (header, Checked(item.into, digest), trailer))
+                for item, (header, trailer), digest in zip(items, sides, digests, strict=True)
+            ]
             try:
                 lengths = self._store.get_many(gets)
             except StoreError:
@@ -209,14 +221,14 @@ class PoolClient:
         results: list[FetchResult] = []
         from_disk: list[FetchItem] = []
         damaged: list[FetchItem] = []
-        for item, header, length in zip(items, headers, lengths, strict=True):
+        for item, side, digest, length in zip(items, sides, digests, lengths, strict=True):
             started_at = time.perf_counter()
-            reason = self._examine(item, header, length)
+            reason = self._examine(item, side, length, digest.intdigest())
             if reason in _DAMAGED:
                 damaged.append(item)
-            if reason is not None and self._read_from_disk(item, header):
+            if reason is not None and self._read_from_disk(item, side):
                 from_disk.append(item)
-                length, reason = header.nbytes + item.into.nbytes, None
+                length, reason = self._format.value_bytes(len(item.tokens)), None
             seconds = read_s + time.perf_counter() - started_at
             results.append(FetchResult(reason is None, reason, length or 0, seconds))
         self._note_fetch(items, results, from_disk, damaged)
@@ -280,19 +292,28 @@ class PoolClient:
         """Release connections. Idempotent."""
         self._store.close()
 
-    def _examine(self, item: FetchItem, header: memoryview, length: int | None) -> Reason | None:
+    @staticmethod
+    def _side(num_bytes: int) -> memoryview:
+        return memoryview(bytearray(num_bytes))
+
+    def _examine(
+        self, item: FetchItem, side: _Side, length: int | None, checksum: int | None = None
+    ) -> Reason | None:
+        header, trailer = side
         if length is None:
             return Reason.ABSENT
-        if length != header.nbytes + item.into.nbytes:
+        if length != header.nbytes + item.into.nbytes + trailer.nbytes:
             return Reason.TRUNCATED
-        damage: Damage | None = self._format.verify(item.key, item.tokens, header, item.into)
+        damage: Damage | None = self._format.verify(
+            item.key, item.tokens, header, item.into, trailer, checksum
+        )
         return None if damage is None else Reason(damage.value)
 
-    def _read_from_disk(self, item: FetchItem, header: memoryview) -> bool:
+    def _read_from_disk(self, item: FetchItem, side: _Side) -> bool:
         if self._disk is None:
             return False
-        length = self._disk.read_into(item.namespace, item.key, (header, item.into))
-        reason = self._examine(item, header, length)
+        length = self._disk.read_into(item.namespace, item.key, (side[0], item.into, side[1]))
+        reason = self._examine(item, side, length)
         if reason in _DAMAGED:
             self._disk.delete(item.namespace, item.key)
         return reason is None
@@ -382,11 +403,10 @@ class PoolClient:
             self._contents.note(content for content in contents if content is not None)
 
     def _put(self, item: PutItem) -> Put:
-        def parts() -> tuple[bytes, memoryview]:
-            return self._format.encode_header(item.key, item.tokens, item.payload), item.payload
-
+        parts = functools.partial(self._format.encode, item.key, item.tokens, item.payload)
         ttl_s = self._block_ttl_s if item.ttl_s is None else item.ttl_s
-        return Put(item.key, parts, ttl_s, replace=item.ttl_s is not None)
+        num_bytes = self._format.value_bytes(len(item.tokens))
+        return Put(item.key, num_bytes, parts, ttl_s, replace=item.ttl_s is not None)
 
 
 def leading(disk: DiskReader, namespaces: Sequence[str], keys: Sequence[bytes], there: Sequence[bool]) -> int:

@@ -269,7 +269,7 @@ class Keeper:
     def _restore(self, namespace: str, key: bytes, value: bytes) -> bool:
         if self._books.admit(namespace, [(key, len(value))], also_stored=True) != [Admission.CHARGED]:
             return False
-        stored = self._store.put_many([Put(key, lambda: [value], BLOCK_TTL_S)]) == [True]
+        stored = self._store.put_many([Put(key, len(value), lambda: [value], BLOCK_TTL_S)]) == [True]
         self._books.settle(namespace, {key: stored})
         return stored
 

@@ -159,7 +159,9 @@ class ModelCache:
         for piece in pieces:
             block = content[piece.start : piece.start + piece.num_bytes]
             checksums.append(xxhash.xxh3_64_intdigest(block))
-            puts.append(Put(piece.key, functools.partial(_alone, block), _FOR_EVER_S, replace=True))
+            puts.append(
+                Put(piece.key, piece.num_bytes, functools.partial(_alone, block), _FOR_EVER_S, replace=True)
+            )
         stored = all(self._store.put_many(puts))
         # Without a time to live Redis's own eviction passes them by.
         self._store.connection.call_many([("PERSIST", redis_key(piece.key)) for piece in pieces])

@@ -63,7 +63,8 @@ class RedisStore:
         def write(channel: Channel, names: list[bytes], indices: list[int]) -> list[bool | RefusedError]:
             chosen = [puts[index] for index in indices]
             return channel.set_from(
-                (name, put.parts(), _set_options(put)) for name, put in zip(names, chosen, strict=True)
+                (name, put.num_bytes, put.parts(), _set_options(put))
+                for name, put in zip(names, chosen, strict=True)
             )
 
         answers = self._on_servers([redis_key(put.key) for put in puts], write)

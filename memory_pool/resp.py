@@ -10,6 +10,8 @@ import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from memory_pool.target import Checked, Digest, Target
+
 Buffer = bytes | bytearray | memoryview
 
 _READ_BYTES = 4096
@@ -17,6 +19,8 @@ _SOCKET_BUFFER_BYTES = 4 << 20
 _WINDOW = 8
 """GETs in flight: enough to hide the round trip, few enough that Redis holds only so many replies in its memory."""
 _IOV_MAX = 64
+_SMALL_BYTES = 16 << 10
+"""Parts smaller than this wait for the next one."""
 
 
 class ChannelError(Exception):
@@ -98,7 +102,7 @@ class Channel:
         lines = answers.split(b"\r\n")[: len(commands)]
         return [RefusedError(line[1:].decode()) if line[:1] == b"-" else line for line in lines]
 
-    def get_into(self, keys: Sequence[bytes], into: Sequence[Sequence[memoryview]]) -> list[Length]:
+    def get_into(self, keys: Sequence[bytes], into: Sequence[Sequence[Target]]) -> list[Length]:
         """Fetch values, each scattered over its own buffers; the length of each, None where absent.
 
         A value whose length is not the buffers' total is drained and its buffers hold garbage.
@@ -117,20 +121,35 @@ class Channel:
         return lengths
 
     def set_from(
-        self, puts: Iterable[tuple[bytes, Sequence[Buffer], Sequence[bytes]]]
+        self, puts: Iterable[tuple[bytes, int, Iterable[Buffer], Sequence[bytes]]]
     ) -> list[bool | RefusedError]:
-        """Store values gathered from buffers: `(key, parts, options)` with options such as `EX 60 NX`.
+        """Store values gathered from buffers: `(key, num_bytes, parts, options)` with options such as `EX 60 NX`.
 
-        True where stored, False where an option (NX) kept the server from storing.
+        Parts are asked for when the one before is on its way. True where stored, False where an option (NX)
+        kept the server from storing.
         """
         answers: list[bool | RefusedError] = []
         sent = 0
         try:
-            for key, parts, options in puts:
-                size = sum(memoryview(part).nbytes for part in parts)
-                head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (3 + len(options), len(key), key, size)
+            for key, num_bytes, parts, options in puts:
+                head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (
+                    3 + len(options),
+                    len(key),
+                    key,
+                    num_bytes,
+                )
                 end = b"\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(option), option) for option in options)
-                self._send([head, *parts, end])
+                left = num_bytes
+                waiting: list[Buffer] = [head]
+                for part in parts:
+                    waiting.append(part)
+                    left -= memoryview(part).nbytes
+                    if memoryview(part).nbytes >= _SMALL_BYTES:
+                        self._send(waiting)
+                        waiting = []
+                if left:
+                    raise ChannelError(f"{num_bytes} bytes announced, {left} of them missing")
+                self._send([*waiting, end])
                 sent += 1
             for _ in range(sent):
                 try:
@@ -155,7 +174,7 @@ class Channel:
             if sent:
                 views[0] = views[0][sent:]
 
-    def _read_value(self, into: Sequence[memoryview]) -> Length:
+    def _read_value(self, into: Sequence[Target]) -> Length:
         try:
             line = self._read_line()
         except RefusedError as refusal:
@@ -167,7 +186,11 @@ class Channel:
             return None
         if length == sum(len(part) for part in into):
             for part in into:
-                self._read_exactly(part)
+                if isinstance(part, Checked):
+                    part.digest.reset()
+                    self._read_exactly(part.view, part.digest)
+                else:
+                    self._read_exactly(part)
         else:
             self._drain(length)
         crlf = bytearray(2)
@@ -200,14 +223,18 @@ class Channel:
             raise ChannelError("the server closed the connection")
         self._rest = memoryview(self._buffer)[:count]
 
-    def _read_exactly(self, target: memoryview) -> None:
+    def _read_exactly(self, target: memoryview, digest: Digest | None = None) -> None:
         have = min(len(self._rest), len(target))
         target[:have] = self._rest[:have]
         self._rest = self._rest[have:]
+        if digest is not None:
+            digest.update(target[:have])
         while have < len(target):
             count = self._socket.recv_into(target[have:])
             if not count:
                 raise ChannelError("the server closed the connection")
+            if digest is not None:
+                digest.update(target[have : have + count])
             have += count
 
     def _drain(self, length: int) -> None:

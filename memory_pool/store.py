@@ -7,11 +7,12 @@ verb raises `StoreError` when the store cannot be reached or refuses; what had b
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from memory_pool.lease import LeaseTable
+from memory_pool.target import Checked, Target
 
 Buffer = bytes | bytearray | memoryview
 
@@ -29,18 +30,20 @@ class Get:
     """Read the value of `key`, scattered over `into`; the buffers' total is the length expected."""
 
     key: bytes
-    into: Sequence[memoryview]
+    into: Sequence[Target]
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
     """Store the concatenation of parts for `ttl_s` seconds; what is there already stays, unless `replace`.
 
-    `parts` is called when the value is about to be sent, so that preparing one overlaps with storing the one before.
+    `parts`, `num_bytes` together, is called when the value is about to be sent, and each part asked for when the one
+    before is on its way, so that preparing overlaps with storing.
     """
 
     key: bytes
-    parts: Callable[[], Sequence[Buffer]]
+    num_bytes: int
+    parts: Callable[[], Iterable[Buffer]]
     ttl_s: float
     replace: bool = False
 
@@ -108,11 +111,15 @@ class MemoryStore:
             with self._lock:
                 value = self._live(get.key)
             lengths.append(None if value is None else len(value))
-            if value is not None and len(value) == sum(part.nbytes for part in get.into):
+            if value is not None and len(value) == sum(len(part) for part in get.into):
                 at = 0
                 for part in get.into:
-                    part[:] = value[at : at + part.nbytes]
-                    at += part.nbytes
+                    view = part.view if isinstance(part, Checked) else part
+                    view[:] = value[at : at + len(view)]
+                    at += len(view)
+                    if isinstance(part, Checked):
+                        part.digest.reset()
+                        part.digest.update(view)
         return lengths
 
     def put_many(self, puts: Sequence[Put]) -> list[bool]:

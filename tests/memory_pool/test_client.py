@@ -59,7 +59,7 @@ def test_a_tail_holds_fewer_tokens_and_replaces_an_older_one(client: PoolClient)
         (lambda value: value[:-1], Reason.TRUNCATED),
         (lambda value: b"", Reason.TRUNCATED),
         (lambda value: value + b"x", Reason.TRUNCATED),
-        (lambda value: value[:118] + b"\x07" + value[119:], Reason.FOREIGN),
+        (lambda value: value[:110] + b"\x07" + value[111:], Reason.FOREIGN),
     ],
 )
 def test_a_damaged_block_is_a_miss_deleted_and_counted(

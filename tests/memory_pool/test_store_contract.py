@@ -5,9 +5,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import xxhash
 
 from memory_pool.redis_store import RedisStore
 from memory_pool.store import Buffer, Get, MemoryStore, Put, Store
+from memory_pool.target import Checked
 from tests.memory_pool.conftest import poll
 
 
@@ -21,7 +23,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
 
 
 def put(number: int, *parts: Buffer, ttl_s: float = 60.0, replace: bool = False) -> Put:
-    return Put(key(number), lambda: parts, ttl_s, replace)
+    return Put(key(number), sum(len(part) for part in parts), lambda: parts, ttl_s, replace)
 
 
 def key(number: int) -> bytes:
@@ -40,6 +42,16 @@ def test_values_come_back_scattered_as_they_were_gathered(store: Store) -> None:
     head, rest = bytearray(7), bytearray(300_003)
     assert (store.get_many([Get(key(1), [memoryview(head), memoryview(rest)])])) == [300_010]
     assert bytes(head + rest) == b"".join(parts)
+
+
+def test_a_checksum_is_fed_as_the_bytes_arrive(store: Store) -> None:
+    value = os.urandom(3_000_000)
+    store.put_many([put(1, value)])
+    digest = xxhash.xxh3_64(b"what was read before")
+    target = memoryview(bytearray(len(value) - 9))
+    sides = [memoryview(bytearray(size)) for size in (4, 5)]
+    store.get_many([Get(key(1), [sides[0], Checked(target, digest), sides[1]])])
+    assert digest.intdigest() == xxhash.xxh3_64_intdigest(value[4:-5])
 
 
 def test_many_at_once_with_holes_and_wrong_sizes(store: Store) -> None:
