@@ -176,6 +176,12 @@ def worker(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, envvar=_env("THREADS"))] = None,
     kv_memory_mib: Annotated[int, typer.Option(min=64, envvar=_env("KV_MEMORY_MIB"))] = 1024,
+    model_cache_mib: Annotated[
+        int,
+        typer.Option(
+            min=0, envvar=_env("MODEL_CACHE_MIB"), help="Room for models in the pool; 0: none is kept there."
+        ),
+    ] = 0,
 ) -> None:
     """Run one worker by itself, to grow a service over several machines or containers.
 
@@ -184,7 +190,17 @@ def worker(
     from app.matrix.cores import default_threads
     from app.matrix.solo import run_worker
 
-    run_worker(role, index, model, redis, host, threads or default_threads(), kv_memory_mib * MIB, port)
+    run_worker(
+        role,
+        index,
+        model,
+        redis,
+        host,
+        threads or default_threads(),
+        kv_memory_mib * MIB,
+        port,
+        model_cache_mib * MIB,
+    )
 
 
 @app.command()

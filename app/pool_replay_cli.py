@@ -124,5 +124,5 @@ def _plot(result: dict[str, Any], path: Path) -> None:
     axes.set_title(
         f"{result['requests']:,} requests of {result['trace']} through the real tiers", fontsize=10
     )
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.93))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)

@@ -1,18 +1,10 @@
-"""How fast the pool moves blocks, beside raw pipelined SET and GET on the same kind of socket in the same run.
-
-`python -m memory_pool.bench [REDIS_URL]` measures 0.7 MB (32 tokens of SmolLM2-135M) and 2 MB blocks; without a URL on
-a private server.
-"""
+"""How fast the pool moves blocks, beside raw pipelined SET and GET on the same kind of socket in the same run."""
 
 import contextlib
-import json
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +12,6 @@ from memory_pool.block import BlockFormat
 from memory_pool.client import FetchItem, PoolClient, PutItem
 from memory_pool.connection import endpoint_of
 from memory_pool.keys import block_keys
-from memory_pool.redis_server import start_redis
 from memory_pool.redis_store import redis_key
 from memory_pool.resp import Channel
 
@@ -105,20 +96,3 @@ def measure(url: str, *, block_bytes: int, num_blocks: int = 32, repeat: int = 1
 
 def _ratio(ours: list[float], raw: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, raw, strict=True))
-
-
-def main() -> None:
-    """Print one JSON object."""
-    with contextlib.ExitStack() as stack:
-        if len(sys.argv) > 1:
-            url = sys.argv[1]
-        else:
-            server = start_redis(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-            stack.callback(server.stop)
-            url = server.url
-        speeds = [asdict(measure(url, block_bytes=size)) for size in (737_280, 2 << 20)]
-    sys.stdout.write(json.dumps({"speeds": speeds}, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 """The comparison as a Markdown table and a plot."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         bars = axis.bar(range(len(names)), values, color=[COLOURS[name] for name in names])
         axis.bar_label(bars, fmt="{:,.0f}", padding=2)
         axis.set_title(title, fontsize=11)
-        axis.set_xticks(range(len(names)), [LABELS[name].replace(" (", "\n(") for name in names], fontsize=8)
+        axis.set_xticks(range(len(names)), [textwrap.fill(LABELS[name], 12) for name in names], fontsize=7.5)
         axis.set_ylim(0, max(values) * 1.15)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("tokens per second")

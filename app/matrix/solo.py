@@ -1,5 +1,6 @@
 """One worker by itself, in this very process: what a container or another machine runs."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from app.matrix.placement import place
 from app.models import catalogue
 from app.models.entry import ModelEntry
 from engine.protocol import Role
+from memory_pool.model_cache import ModelCache
 
 
 class KernelsError(Exception):
@@ -46,9 +48,17 @@ def run_worker(
     threads: int,
     kv_memory_bytes: int,
     port: int = 0,
+    model_cache_bytes: int = 0,
 ) -> NoReturn:
-    """Fetch the model, compile the kernels and become the worker. `port` 0: any free one."""
-    entry = catalogue.pull(model)
+    """Fetch the model, compile the kernels and become the worker. `port` 0: any free one.
+
+    With `model_cache_bytes` the model comes from the pool when it lies there, and is put there otherwise.
+    """
+    if model_cache_bytes:
+        with contextlib.closing(ModelCache(redis_url, capacity_bytes=model_cache_bytes)) as pool:
+            entry = catalogue.pull(model, pool=pool)
+    else:
+        entry = catalogue.pull(model)
     compile_kernels()
     address = socket.gethostbyname(socket.gethostname()) if host == "auto" else host
     argv = worker_arguments(role, index, entry, threads=threads, kv_memory_bytes=kv_memory_bytes)

