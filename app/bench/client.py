@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 READ_BYTES = 65536
+RETRY_AFTER = re.compile(rb"\r\nretry-after-ms: *(\d+)\r\n", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -30,6 +32,8 @@ class Outcome:
     output_tokens: int | None = None
     cached_tokens: int | None = None
     finish_reason: str | None = None
+    retry_after_s: float | None = None
+    """When a refusal said to come back."""
     text: str = ""
     error: str | None = None
     gaps_s: list[float] = field(default_factory=list)
@@ -78,7 +82,7 @@ class StreamingClient:
 
     async def get(self, path: str) -> Any:
         """A JSON answer. Raises OSError when the server cannot be reached and ValueError for any other answer."""
-        status, pieces = await self._exchange(
+        status, _, pieces = await self._exchange(
             f"GET {self._prefix}{path} HTTP/1.1\r\n{self._headers}\r\n\r\n".encode()
         )
         body = b"".join(data for _, data in pieces)
@@ -106,7 +110,7 @@ class StreamingClient:
         pieces: list[tuple[float, bytes]] = []
         try:
             async with asyncio.timeout(self._timeout_s):
-                outcome.status, pieces = await self._exchange(head.encode() + body)
+                outcome.status, outcome.retry_after_s, pieces = await self._exchange(head.encode() + body)
         except TimeoutError:
             outcome.error = f"no end within {self._timeout_s:g} s"
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:
@@ -114,7 +118,7 @@ class StreamingClient:
         outcome.ended_at = time.perf_counter()
         return outcome, pieces
 
-    async def _exchange(self, request: bytes) -> tuple[int, list[tuple[float, bytes]]]:
+    async def _exchange(self, request: bytes) -> tuple[int, float | None, list[tuple[float, bytes]]]:
         reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._ssl, limit=2**20)
         try:
             writer.write(request)
@@ -125,8 +129,10 @@ class StreamingClient:
         finally:
             writer.close()
         status = int(head.split(b" ", 2)[1])
+        wait = RETRY_AFTER.search(head)
+        retry_after_s = None if wait is None else int(wait[1]) / 1000
         chunked = b"transfer-encoding: chunked" in head.lower()
-        return status, list(_dechunk(pieces)) if chunked else pieces
+        return status, retry_after_s, list(_dechunk(pieces)) if chunked else pieces
 
 
 def _dechunk(pieces: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:

@@ -49,6 +49,17 @@ def run_load(options: LoadOptions, progress: Progress | None = None) -> dict[str
     return asyncio.run(_run(options, progress or (lambda _ended, _failed: None)))
 
 
+def run_outcomes(options: LoadOptions) -> list[Outcome]:
+    """Run the test; every request as it went. Raises ValueError for options that cannot be used."""
+
+    async def run() -> list[Outcome]:
+        client = StreamingClient(options.base_url, api_key=options.api_key, timeout_s=options.timeout_s)
+        calls = list(await _calls(options, client))
+        return (await _send_all(options, client, calls, lambda _ended, _failed: None))[0]
+
+    return asyncio.run(run())
+
+
 async def _run(options: LoadOptions, progress: Progress) -> dict[str, Any]:
     client = StreamingClient(options.base_url, api_key=options.api_key, timeout_s=options.timeout_s)
     calls = list(await _calls(options, client))
@@ -134,7 +145,7 @@ def summarise(
     prompt_tokens = sum(outcome.prompt_tokens or 0 for outcome in completed)
     told = [outcome for outcome in completed if outcome.cached_tokens is not None and outcome.prompt_tokens]
     told_tokens = sum(outcome.prompt_tokens or 0 for outcome in told)
-    good = [outcome for outcome in completed if _meets(outcome, slo_ttft_s, slo_tpot_s)]
+    good = [outcome for outcome in completed if meets(outcome, slo_ttft_s, slo_tpot_s)]
     return {
         "requests": len(outcomes),
         "completed": len(completed),
@@ -178,7 +189,8 @@ def _percentile(ordered: Sequence[float], share: float) -> float | None:
     return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
 
 
-def _meets(outcome: Outcome, slo_ttft_s: float | None, slo_tpot_s: float | None) -> bool:
+def meets(outcome: Outcome, slo_ttft_s: float | None, slo_tpot_s: float | None) -> bool:
+    """Whether a completed request kept every objective given; one without a measured TPOT has a single token."""
     if slo_ttft_s is not None and (outcome.ttft_s is None or outcome.ttft_s > slo_ttft_s):
         return False
     return slo_tpot_s is None or outcome.tpot_s is None or outcome.tpot_s <= slo_tpot_s

@@ -1,9 +1,9 @@
 """`cloudmatrix bench overload`: what is left of the goodput when five times as much arrives as can be served.
 
-A ramp of open-loop rates, well past the knee, finds the peak of the goodput; then `factor` times the rate of that peak
-arrives for `duration_s`. Goodput: requests that met both objectives, over the seconds in which requests arrived; what
-is answered after the last arrival adds no seconds, so that steps of different lengths can be compared. The service is
-started for it, with the objectives as its targets.
+A ramp of open-loop rates, well past the knee, finds the peak of the goodput; then `factor` times that peak arrives for
+`duration_s`. Goodput: requests that met both objectives, by the second in which they arrived. The first `SETTLE_S` of
+every rate are not counted: while the queue fills, more is let in than served, which would flatter short steps. The
+service is started for it, with the objectives as its targets; load is generated on the same machine.
 """
 
 import contextlib
@@ -20,16 +20,19 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.bench.load import LoadOptions, run_load
+from app.bench.client import Outcome
+from app.bench.load import LoadOptions, meets, percentiles, run_outcomes
 from app.bench.peers import machine
 from app.bench.served import make_prompts, service
 from app.models.entry import ModelEntry
 from app.text.tokenizer import Tokenizer
 
-CLEAN = ("status 429", "status 503")
+CLEAN = (429, 503)
 GROWTH = 1.25
-WARM_UP_S = 8.0
-"""Of the first rate, not counted: the workers' first steps, and rates that admission learns."""
+WARM_UP_S = 6.0
+"""Of the first rate, not counted: the workers' first steps."""
+SETTLE_S = 3.0
+"""Of every rate, not counted: longer than a request may wait in the queue."""
 PAST_KNEE = 0.75
 """The ramp ends at the second rate of which less than this share is goodput."""
 MAX_STEPS = 8
@@ -46,8 +49,8 @@ class OverloadOptions:
     slo_tpot_s: float = 0.1
     prompt_tokens: int = 128
     output_tokens: int = 32
-    first_rate: float = 4.0
-    ramp_s: float = 20.0
+    first_rate: float = 6.0
+    ramp_s: float = 12.0
     factor: float = 5.0
     duration_s: float = 60.0
 
@@ -66,12 +69,13 @@ def run_overload(options: OverloadOptions, say: Say) -> dict[str, Any]:
         seeds = iter(range(1, 1000))
 
         def at(rate: float, seconds: float) -> dict[str, Any]:
-            num = max(1, round(rate * seconds))
+            num = max(2, round(rate * (SETTLE_S + seconds)))
             prompts = make_prompts(
                 tokenizer, num=num, tokens=options.prompt_tokens, shared_tokens=1, seed=next(seeds)
             )
             before = _rejections(url)
-            row = _row(rate, seconds, _load(options, url, [text for text, _ in prompts], rate, next(seeds)))
+            outcomes = _load(options, url, [text for text, _ in prompts], rate, next(seeds))
+            row = {"rate": rate, **count(outcomes, options.slo_ttft_s, options.slo_tpot_s)}
             row["reasons"] = dict(_rejections(url) - before)
             say(
                 f"{rate:.1f} requests/s: goodput {row['goodput_per_s']:.2f}, {row['refused']} refused "
@@ -99,11 +103,11 @@ def run_overload(options: OverloadOptions, say: Say) -> dict[str, Any]:
 
 def _load(
     options: OverloadOptions, url: str, prompts: Sequence[str], rate: float, seed: int
-) -> dict[str, Any]:
+) -> list[Outcome]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "prompts.jsonl")
         path.write_text("\n".join(json.dumps({"prompt": text}) for text in prompts), encoding="utf-8")
-        return run_load(
+        return run_outcomes(
             LoadOptions(
                 base_url=url,
                 model=options.entry.id,
@@ -113,8 +117,6 @@ def _load(
                 ignore_eos=True,
                 rate=rate,
                 seed=seed,
-                slo_ttft_s=options.slo_ttft_s,
-                slo_tpot_s=options.slo_tpot_s,
             )
         )
 
@@ -132,18 +134,35 @@ def _rejections(url: str) -> Counter[str]:
     )
 
 
-def _row(rate: float, seconds: float, result: dict[str, Any]) -> dict[str, Any]:
-    refused = sum(times for error, times in result["errors"].items() if error.startswith(CLEAN))
+def count(outcomes: Sequence[Outcome], slo_ttft_s: float, slo_tpot_s: float) -> dict[str, Any]:
+    """What became of the requests that one rate sent, two at least.
+
+    `goodput_per_s` counts those that arrived after `SETTLE_S`; `seconds` has a row for each second of arrivals, the
+    settling ones included; the other figures are of all. `refused` are 429 and 503 with a time to come back.
+    """
+    began = min(outcome.started_at for outcome in outcomes)
+    window_s = max(outcome.started_at for outcome in outcomes) - began - SETTLE_S
+    completed = [outcome for outcome in outcomes if outcome.error is None]
+    good = [outcome for outcome in completed if meets(outcome, slo_ttft_s, slo_tpot_s)]
+    refused = [o for o in outcomes if o.status in CLEAN and o.retry_after_s is not None]
+    errors = Counter(str(outcome.error) for outcome in outcomes if outcome.error is not None)
+    arrived_s, good_s, refused_s = (
+        Counter(int(outcome.started_at - began) for outcome in some) for some in (outcomes, good, refused)
+    )
     return {
-        "rate": rate,
-        "requests": result["requests"],
-        "completed": result["completed"],
-        "refused": refused,
-        "broken": result["failed"] - refused,
-        "goodput_per_s": result["good"] / seconds,
-        "ttft_p99_s": result["ttft_s"]["p99"],
-        "tpot_p99_s": result["tpot_s"]["p99"],
-        "errors": result["errors"],
+        "requests": len(outcomes),
+        "completed": len(completed),
+        "refused": len(refused),
+        "broken": len(outcomes) - len(completed) - len(refused),
+        "goodput_per_s": sum(o.started_at - began >= SETTLE_S for o in good) / max(window_s, 1.0),
+        "ttft_p99_s": percentiles([o.ttft_s for o in completed if o.ttft_s is not None])["p99"],
+        "tpot_p99_s": percentiles([o.tpot_s for o in completed if o.tpot_s is not None])["p99"],
+        "refusal_p99_s": percentiles([o.e2e_s for o in refused])["p99"],
+        "errors": dict(errors.most_common(10)),
+        "seconds": [
+            {"arrived": arrived_s[at], "good": good_s[at], "refused": refused_s[at]}
+            for at in range(max(arrived_s) + 1)
+        ],
     }
 
 
@@ -162,18 +181,29 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Goodput over the rate that arrived, the overload as the last point."""
+    """Goodput over the rate that arrived, the overload as the last point; and the overload second by second."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = [*result["ramp"], result["overload"]]
-    figure, axes = plt.subplots(figsize=(7, 4))
-    axes.plot([row["rate"] for row in rows], [row["goodput_per_s"] for row in rows], marker="o")
-    axes.axhline(0.9 * result["peak_goodput_per_s"], linestyle="--", label="90 % of the peak")
-    axes.set(xlabel="requests/s that arrive", ylabel="goodput, requests/s")
-    axes.set_ylim(0, math.ceil(result["peak_goodput_per_s"] * 1.2))
-    axes.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    peak, overload = result["peak_goodput_per_s"], result["overload"]
+    rows = [*result["ramp"], overload]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4))
+    left.plot([row["rate"] for row in rows], [row["goodput_per_s"] for row in rows], marker="o")
+    left.set(xlabel="requests/s that arrive", ylabel="goodput, requests/s")
+    left.set_title(f"kept {result['kept']:.0%} of the peak at {overload['rate'] / peak:.0f} times its rate")
+    seconds = overload["seconds"]
+    for name, label in (
+        ("refused", "429 / 503 at once or in time"),
+        ("good", "answered within the objectives"),
+    ):
+        right.plot(range(len(seconds)), [second[name] for second in seconds], label=label, linewidth=1)
+    right.set(xlabel="second of the overload", ylabel="requests that arrived in it")
+    right.set_title(f"{overload['requests']} requests, {overload['broken']} broken")
+    left.set_ylim(0, math.ceil(max(row["goodput_per_s"] for row in rows) * 1.2))
+    for axes in (left, right):
+        axes.axhline(0.9 * peak, linestyle="--", color="grey", label="90 % of the peak")
+        axes.legend()
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
