@@ -71,7 +71,9 @@ class Handoff:
         return [[parcel.block for parcel in job.parcels()] for job in self._jobs]
 
     def load(self, sequence: Sequence) -> bool:
-        """Bring in KV of an admitted sequence's blocks behind `num_computed`; False when the pool can have none."""
+        """Bring in KV of an admitted sequence's blocks behind `num_computed`; False when there is nothing to bring."""
+        if sequence.computes_all:
+            return False
         block_tokens = self._blocks.block_tokens
         first = sequence.num_computed // block_tokens
         last = (sequence.num_tokens - 1) // block_tokens

@@ -36,6 +36,11 @@ class Work(Protocol):
     draft: list[int]
 
     @property
+    def computes_all(self) -> bool:
+        """Whether its KV must be computed even where it is cached: what each row says is wanted."""
+        ...
+
+    @property
     def num_tokens(self) -> int:
         """Tokens known: prompt and generated."""
         ...
@@ -168,7 +173,7 @@ class Scheduler(Generic[W]):
         """Take over blocks that already hold the next tokens of `work`; how many tokens that came to."""
         block_tokens = self.blocks.block_tokens
         before = work.num_computed
-        while work.num_computed % block_tokens == 0:
+        while not work.computes_all and work.num_computed % block_tokens == 0:
             index = work.num_computed // block_tokens
             if index >= len(work.keys) or (index + 1) * block_tokens >= work.num_tokens:
                 break
@@ -232,7 +237,7 @@ class Scheduler(Generic[W]):
         block_tokens = self.blocks.block_tokens
         end = work.num_computed + room
         for index in range(work.num_computed // block_tokens + 1, min(end // block_tokens, len(work.keys))):
-            if self.blocks.find(work.keys[index]) is not None:
+            if not work.computes_all and self.blocks.find(work.keys[index]) is not None:
                 return index * block_tokens - work.num_computed
         if room < work.num_uncomputed:
             return max(end // block_tokens * block_tokens - work.num_computed, 0) or room
@@ -256,6 +261,8 @@ class Scheduler(Generic[W]):
 
     def _reusable(self, work: W) -> list[bytes]:
         """Names of blocks that may be taken over: at least one token is always computed, its logits are wanted."""
+        if work.computes_all:
+            return []
         return work.keys[: (work.num_tokens - 1) // self.blocks.block_tokens]
 
     def _make_room(self, work: W, plan: Plan[W]) -> bool:

@@ -197,8 +197,8 @@ class Sequence:
         return self.sampling.max_tokens - self.num_generated - 1
 
     @property
-    def is_scored(self) -> bool:
-        """Whether its prompt's log-probabilities are still being computed."""
+    def computes_all(self) -> bool:
+        """Whether its prompt's log-probabilities are still being computed, which takes every row of it."""
         return (
             self.sampling.prompt_logprobs is not None
             and not self.num_generated

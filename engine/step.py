@@ -106,7 +106,7 @@ def _num_sampled(slot: Slot[Sequence]) -> int:
 def _num_scored(slot: Slot[Sequence]) -> int:
     """Rows at the slot's beginning behind which a token of the prompt stands whose log-probability is wanted."""
     work = slot.work
-    return min(slot.num_rows, work.num_prompt - 1 - work.num_computed) if work.is_scored else 0
+    return min(slot.num_rows, work.num_prompt - 1 - work.num_computed) if work.computes_all else 0
 
 
 def _batch(plan: Plan[Sequence]) -> StepBatch:

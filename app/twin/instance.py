@@ -33,6 +33,7 @@ class Job:
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
+    computes_all: bool = False
     attempt: int = 0
     hit_tokens: int = 0
     cached_tokens: int = 0

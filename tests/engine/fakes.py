@@ -116,9 +116,13 @@ def expected(prompt: list[int], num_tokens: int) -> list[int]:
     """The greedy continuation, computed without any cache."""
     tokens = list(prompt)
     for _ in range(num_tokens):
-        history = np.array([(t, p) for p, t in enumerate(tokens)], np.int32).tobytes()
-        tokens.append(int(np.argmax(_logits(history))))
+        tokens.append(int(np.argmax(row_logits(tokens))))
     return tokens[len(prompt) :]
+
+
+def row_logits(tokens: list[int]) -> npt.NDArray[np.float32]:
+    """What the model says behind `tokens`, computed without any cache."""
+    return _logits(np.array([(t, p) for p, t in enumerate(tokens)], np.int32).tobytes())
 
 
 class FaultyStore:

@@ -20,6 +20,7 @@ class Item:
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
+    computes_all: bool = False
 
     @property
     def num_uncomputed(self) -> int:

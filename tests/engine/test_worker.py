@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pytest
 
 from engine.model import StepBatch
-from engine.protocol import BlocksPublished, Failed, Finished, Prefetch, Prefilled, Tokens
+from engine.protocol import BlocksPublished, Failed, Finished, Prefetch, Prefilled, PromptScored, Tokens
 from memory_pool.keys import block_keys
 from memory_pool.store import MemoryStore
-from tests.engine.fakes import BLOCK_TOKENS, FINGERPRINT, FORMAT, Bench, FaultyStore, expected
+from tests.engine.fakes import BLOCK_TOKENS, FINGERPRINT, FORMAT, Bench, FaultyStore, expected, row_logits
 
 MakeBench = Callable[..., Bench]
 
@@ -279,6 +279,40 @@ def test_namespaces_do_not_share(make_bench: MakeBench) -> None:
         bench.finish(name)
     assert bench.report("b").cached_tokens == 0
     assert bench.report("c").cached_tokens == 36
+
+
+@pytest.mark.parametrize("phase", ["both", "prefill"])
+@pytest.mark.parametrize("cached", ["nothing", "locally", "in the pool"])
+def test_a_prompts_tokens_are_scored_whatever_is_cached(
+    make_bench: MakeBench, phase: str, cached: str
+) -> None:
+    tokens, store = prompt(45), MemoryStore()
+    bench = make_bench(store=store)
+    if cached != "nothing":
+        before = bench if cached == "locally" else make_bench(store=store, worker_id="other")
+        before.submit("before", tokens)
+        before.finish("before")
+    bench.submit("a", tokens, phase=phase, sampling={"prompt_logprobs": 3})
+    bench.submit("b", tokens)
+    bench.finish("a", "b")
+    scored = [event for event in bench.events["a"] if isinstance(event, PromptScored)]
+    entries = [entry for event in scored for entry in event.logprobs]
+    # One step after another, from the second token on: nothing stands before the first.
+    assert [event.first for event in scored] == [
+        1 + sum(len(event.logprobs) for event in scored[:index]) for index in range(len(scored))
+    ]
+    assert [entry.token_id for entry in entries] == tokens[1:]
+    for place, entry in enumerate(entries):
+        logits = row_logits(tokens[: place + 1]).astype(np.float64)
+        log_shares = logits - np.log(np.exp(logits).sum())
+        best = np.argsort(-logits)[:3]
+        assert entry.logprob == pytest.approx(log_shares[tokens[place + 1]], abs=1e-6)
+        assert [token for token, _ in entry.top] == list(best)
+        assert [value for _, value in entry.top] == pytest.approx(log_shares[best], abs=1e-6)
+    assert bench.report("a").cached_tokens == 0
+    assert bench.report("b").cached_tokens > 0
+    assert bench.tokens("a") == expected(tokens, 8 if phase == "both" else 1)
+    bench.check_books()
 
 
 @pytest.mark.parametrize("num_blocks", [12, 13, 16])
