@@ -9,10 +9,10 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.errors import InvalidRequestError
+from app.tenancy import shown
 from app.tenancy.limits import Limit
-from app.tenancy.prices import Price, from_nano, to_nano
+from app.tenancy.prices import Price, to_nano
 from app.tenancy.principal import caller
-from app.tenancy.tables import KeyRow, TenantRow, UserRow
 from app.tenancy.tenancy import Tenancy
 from app.tenancy.usage import Group, usage
 
@@ -93,6 +93,17 @@ class NewKey(_Body):
     expires_at: Annotated[int, Field(ge=0, le=2**40)] | None = None
 
 
+class KeyChange(_Body):
+    """What is given is changed; null opens a scope again, or lets the key live for ever."""
+
+    name: Name = ""
+    is_admin: bool = False
+    models: Names | None = None
+    networks: Names | None = None
+    endpoints: Names | None = None
+    expires_at: Annotated[int, Field(ge=0, le=2**40)] | None = None
+
+
 class LimitBody(_Body):
     """Limits of a subject, on one model or (model empty) on all together; null: unlimited."""
 
@@ -120,7 +131,7 @@ def admin_router(tenancy: Tenancy) -> APIRouter:
     @router.get("/api/admin/tenants")
     async def list_tenants() -> dict[str, Any]:
         """All tenants."""
-        return {"tenants": [_tenant(row) for row in await tenancy.registry.tenants()]}
+        return {"tenants": [shown.tenant(row) for row in await tenancy.registry.tenants()]}
 
     @router.post("/api/admin/tenants", status_code=201)
     async def create_tenant(body: NewTenant) -> dict[str, Any]:
@@ -128,56 +139,63 @@ def admin_router(tenancy: Tenancy) -> APIRouter:
         row = await tenancy.registry.create_tenant(
             body.id, body.name or body.id, weight=body.weight, tier=body.tier
         )
-        return _tenant(row)
+        return shown.tenant(row)
 
     @router.post("/api/admin/tenants/{tenant_id}")
     async def change_tenant(tenant_id: str, body: TenantChange) -> dict[str, Any]:
         """Rename, weigh, suspend (`is_active: false`) or resume a tenant."""
         row = await tenancy.registry.change_tenant(tenant_id, _given(body))
         await tenancy.authenticator.changed()
-        return _tenant(row)
+        return shown.tenant(row)
 
     @router.get("/api/admin/tenants/{tenant_id}/users")
     async def list_users(tenant_id: str) -> dict[str, Any]:
         """A tenant's users."""
         await tenancy.registry.tenant(tenant_id)
-        return {"users": [_user(row) for row in await tenancy.registry.users(tenant_id)]}
+        return {"users": [shown.user(row) for row in await tenancy.registry.users(tenant_id)]}
 
     @router.post("/api/admin/tenants/{tenant_id}/users", status_code=201)
     async def create_user(tenant_id: str, body: NewUser) -> dict[str, Any]:
         """A new user."""
-        return _user(await tenancy.registry.create_user(tenant_id, body.name, body.email))
+        return shown.user(await tenancy.registry.create_user(tenant_id, body.name, body.email))
 
     @router.post("/api/admin/users/{user_id}")
     async def change_user(user_id: str, body: UserChange) -> dict[str, Any]:
         """Rename, suspend or resume a user."""
         row = await tenancy.registry.change_user(user_id, _given(body))
         await tenancy.authenticator.changed()
-        return _user(row)
+        return shown.user(row)
 
     @router.get("/api/admin/keys")
     async def list_keys(tenant_id: str | None = None) -> dict[str, Any]:
         """Keys, by what may be shown of them."""
-        return {"keys": [_key(row) for row in await tenancy.registry.keys(tenant_id)]}
+        return {"keys": [shown.key(row) for row in await tenancy.registry.keys(tenant_id)]}
 
     @router.post("/api/admin/keys", status_code=201)
     async def create_key(body: NewKey) -> dict[str, Any]:
         """A new key. This answer is the only place where it is shown."""
         issued = await tenancy.registry.issue_key(**body.model_dump())
         await tenancy.authenticator.changed()
-        return {**_key(issued.row), "key": issued.key}
+        return {**shown.key(issued.row), "key": issued.key}
+
+    @router.post("/api/admin/keys/{key_id}")
+    async def change_key(key_id: str, body: KeyChange) -> dict[str, Any]:
+        """Rename a key, widen or narrow its scopes, move its expiry: on every gateway at once."""
+        row = await tenancy.registry.change_key(key_id, body.model_dump(exclude_unset=True))
+        await tenancy.authenticator.changed()
+        return shown.key(row)
 
     @router.post("/api/admin/keys/{key_id}/revoke")
     async def revoke_key(key_id: str) -> dict[str, Any]:
         """End a key, on every gateway at once."""
         row = await tenancy.registry.revoke_key(key_id)
         await tenancy.authenticator.changed()
-        return _key(row)
+        return shown.key(row)
 
     @router.get("/api/admin/limits")
     async def list_limits() -> dict[str, Any]:
         """All limits."""
-        return {"limits": [_limit(limit) for limit in await tenancy.registry.limits()]}
+        return {"limits": [shown.limit(limit) for limit in await tenancy.registry.limits()]}
 
     @router.post("/api/admin/limits")
     async def set_limit(body: LimitBody) -> dict[str, Any]:
@@ -186,13 +204,15 @@ def admin_router(tenancy: Tenancy) -> APIRouter:
         budget = None if body.monthly_budget is None else to_nano(body.monthly_budget)
         limit = await tenancy.registry.set_limit(Limit(**values, monthly_budget_nano=budget))
         await tenancy.authenticator.changed()
-        return _limit(limit)
+        return shown.limit(limit)
 
     @router.get("/api/admin/prices")
     async def list_prices() -> dict[str, Any]:
         """Prices of a million tokens, by model."""
         return {
-            "prices": {model: _price(price) for model, price in (await tenancy.registry.prices()).items()}
+            "prices": {
+                model: shown.price(price) for model, price in (await tenancy.registry.prices()).items()
+            }
         }
 
     @router.post("/api/admin/prices/{model}")
@@ -201,7 +221,14 @@ def admin_router(tenancy: Tenancy) -> APIRouter:
         price = Price(to_nano(body.input), to_nano(body.cached_input), to_nano(body.output))
         await tenancy.registry.set_price(model, price)
         await tenancy.authenticator.changed()
-        return _price(price)
+        return shown.price(price)
+
+    @router.delete("/api/admin/prices/{model}")
+    async def delete_price(model: str) -> dict[str, Any]:
+        """From now on requests to the model cost nothing; those that ended keep their price."""
+        await tenancy.registry.delete_price(model)
+        await tenancy.authenticator.changed()
+        return {"model": model, "deleted": True}
 
     @router.get("/api/admin/usage")
     async def summarise_usage(
@@ -243,42 +270,3 @@ def _groups(text: str) -> list[Group]:
 
 def _given(body: BaseModel) -> dict[str, Any]:
     return body.model_dump(exclude_none=True)
-
-
-def _tenant(row: TenantRow) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in ("id", "name", "is_active", "weight", "tier", "created_at")}
-
-
-def _user(row: UserRow) -> dict[str, Any]:
-    return {
-        name: getattr(row, name) for name in ("id", "tenant_id", "name", "email", "is_active", "created_at")
-    }
-
-
-def _key(row: KeyRow) -> dict[str, Any]:
-    shown = (
-        "id", "tenant_id", "user_id", "name", "is_admin", "models", "networks", "endpoints",
-        "created_at", "expires_at", "revoked_at", "last_used_at",
-    )  # fmt: skip
-    return {**{name: getattr(row, name) for name in shown}, "shown": f"{row.prefix}…{row.last_four}"}
-
-
-def _limit(limit: Limit) -> dict[str, Any]:
-    budget = limit.monthly_budget_nano
-    return {
-        "subject_kind": limit.subject_kind,
-        "subject_id": limit.subject_id,
-        "model": limit.model,
-        "requests_per_minute": limit.requests_per_minute,
-        "tokens_per_minute": limit.tokens_per_minute,
-        "concurrent_requests": limit.concurrent_requests,
-        "monthly_budget": None if budget is None else str(from_nano(budget)),
-    }
-
-
-def _price(price: Price) -> dict[str, str]:
-    return {
-        "input": str(from_nano(price.input_nano)),
-        "cached_input": str(from_nano(price.cached_input_nano)),
-        "output": str(from_nano(price.output_nano)),
-    }

@@ -127,8 +127,7 @@ class Registry:
         expires_at: int | None = None,
     ) -> IssuedKey:
         """A new key, which nobody can show again."""
-        if expires_at is not None and expires_at <= _now():
-            raise InvalidRequestError("expires_at: lies in the past", param="expires_at")
+        _check_expiry(expires_at)
         key = new_key()
         prefix, last_four = shown_of(key)
         async with self._database.session() as session:
@@ -166,7 +165,8 @@ class Registry:
             return (await session.scalars(query)).all()
 
     async def change_key(self, key_id: str, changes: dict[str, Any]) -> KeyRow:
-        """Set `name`, `models`, `networks`, `endpoints` or `expires_at`."""
+        """Set `name`, `is_admin`, `models`, `networks`, `endpoints` or `expires_at`."""
+        _check_expiry(changes.get("expires_at"))
         if "networks" in changes:
             changes = {**changes, "networks": _networks(changes["networks"])}
         async with self._database.session() as session:
@@ -238,19 +238,21 @@ class Registry:
         async with self._database.session() as session:
             return [_limit(row) for row in (await session.scalars(query)).all()]
 
-    async def set_price(self, model: str, price: Price | None) -> None:
-        """What requests cost from now on; None: nothing."""
+    async def set_price(self, model: str, price: Price) -> None:
+        """What requests cost from now on."""
+        row = PriceRow(
+            model=model,
+            input_nano=price.input_nano,
+            cached_input_nano=price.cached_input_nano,
+            output_nano=price.output_nano,
+        )
         async with self._database.session() as session:
-            await session.execute(delete(PriceRow).where(PriceRow.model == model))
-            if price is not None:
-                session.add(
-                    PriceRow(
-                        model=model,
-                        input_nano=price.input_nano,
-                        cached_input_nano=price.cached_input_nano,
-                        output_nano=price.output_nano,
-                    )
-                )
+            await session.merge(row)
+
+    async def delete_price(self, model: str) -> None:
+        """From now on requests cost nothing."""
+        async with self._database.session() as session:
+            await session.delete(await _get(session, PriceRow, model, "price of", "model"))
 
     async def prices(self) -> dict[str, Price]:
         """By model."""
@@ -280,6 +282,11 @@ async def _get(session: AsyncSession, kind: type[_Row], row_id: str, noun: str, 
     if row is None:
         raise NotFoundError(f"{param}: there is no {noun} {row_id!r}", param=param)
     return row
+
+
+def _check_expiry(expires_at: int | None) -> None:
+    if expires_at is not None and expires_at <= _now():
+        raise InvalidRequestError("expires_at: lies in the past", param="expires_at")
 
 
 def _networks(networks: list[str] | None) -> list[str] | None:

@@ -88,6 +88,55 @@ async def test_scopes_refuse_by_name(gateway: Gateway, scope: dict[str, Any], co
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, code)
 
 
+async def test_a_keys_scopes_and_expiry_change_while_it_is_in_use(gateway: Gateway) -> None:
+    made = await new_key(gateway, "rescoped")
+
+    async def code_after(**change: Any) -> str | None:
+        await post(gateway, f"keys/{made['id']}", **change)
+        answer = await ask(gateway, made["key"])
+        return None if answer.status_code == 200 else str(answer.json()["error"]["code"])
+
+    assert await code_after() is None
+    assert await code_after(models=["another"]) == "model_not_allowed"
+    # What is not named stays, so the model is still refused; null opens it.
+    assert await code_after(name="renamed") == "model_not_allowed"
+    assert await code_after(models=None, networks=["10.0.0.0/8"]) == "ip_not_allowed"
+    assert await code_after(networks=None, endpoints=["/v1/chat/*"]) == "endpoint_not_allowed"
+    assert await code_after(endpoints=None) is None
+    soon = int(time.time()) + 2
+    assert await code_after(expires_at=soon) is None
+    deadline = time.monotonic() + 10
+    while (answer := await ask(gateway, made["key"])).status_code == 200:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    assert answer.json()["error"]["code"] == "expired_api_key"
+    assert time.time() >= soon
+    assert await code_after(expires_at=None) is None
+    for change, param in [
+        ({"expires_at": 1}, "expires_at"),
+        ({"networks": ["10.0.0.1/8"]}, "networks[0]"),
+        ({"name": None}, "name"),
+        ({"tenant_id": "other"}, "tenant_id"),
+    ]:
+        wrong = await post(gateway, f"keys/{made['id']}", 400, **change)
+        assert wrong["error"]["param"] == param
+    await post(gateway, "keys/key_of_nobody", 404, name="x")
+
+
+async def test_a_price_that_is_deleted_costs_no_more(gateway: Gateway) -> None:
+    key = (await new_key(gateway, "priced"))["key"]
+    path = f"/api/admin/prices/{MODEL}"
+    await post(gateway, f"prices/{MODEL}", input="1", cached_input="1", output="1")
+    await post(gateway, f"prices/{MODEL}", input="1000", cached_input="1000", output="2000")
+    assert (await ask(gateway, key)).status_code == 200
+    # 3 x 0.001 + 2 x 0.002, by the second of the two prices.
+    assert float((await until_usage(gateway, "priced", 1))["cost"]) == 0.007
+    assert (await gateway.http.delete(path, headers=ADMIN)).json() == {"model": MODEL, "deleted": True}
+    assert (await ask(gateway, key)).status_code == 200
+    assert float((await until_usage(gateway, "priced", 2))["cost"]) == 0.007
+    assert (await gateway.http.delete(path, headers=ADMIN)).status_code == 404
+
+
 async def test_tenants_see_neither_administration_nor_each_other(gateway: Gateway) -> None:
     one, two = await new_key(gateway, "one"), await new_key(gateway, "two")
     request_id = (await ask(gateway, one["key"])).headers["x-request-id"]
