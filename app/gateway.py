@@ -22,6 +22,7 @@ from app.api.openapi import DocumentedApp
 from app.api.ops import ops_router
 from app.api.pool import pool_router
 from app.api.requests import requests_router
+from app.api.responses import responses_router
 from app.api.sse import Pulse
 from app.api.tokens import tokens_router
 from app.api.workers import workers_router
@@ -138,6 +139,7 @@ def create_app(
     app.include_router(ops_router(workers, metrics))
     app.include_router(chat_router(desk))
     app.include_router(completions_router(desk))
+    app.include_router(responses_router(desk))
     app.include_router(models_router(desk))
     app.include_router(tokens_router(desk))
     app.include_router(requests_router(history))

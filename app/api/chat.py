@@ -1,14 +1,14 @@
 """`POST /v1/chat/completions`."""
 
-import time
 from collections.abc import Sequence
 from functools import partial
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from app.api.answers import Desk, WholeAnswer, deadline_at, new_record, stream_answer, whole_answer
+from app.api.answers import Desk, WholeAnswer, new_record, stream_answer, whole_answer
 from app.api.body import parse, read_body
+from app.api.dialogue import Dialogue, begin
 from app.api.openapi import json_body
 from app.api.schemas import (
     AnswerMessage,
@@ -21,22 +21,19 @@ from app.api.schemas import (
     ToolCall,
     Usage,
 )
+from app.api.sse import ChunkFormat
 from app.errors import InvalidRequestError, UnsupportedError
 from app.requests.calls import CallDelta
 from app.requests.choice import Piece
-from app.requests.constraint import constraint
-from app.requests.conversation import prompt_tokens
-from app.requests.generation import Generation, Order
+from app.requests.generation import Generation
 from app.requests.record import RequestRecord
-from app.requests.sampling import sampling_params, stop_strings
 from app.requests.served import ServedModel
-from app.requests.tools import offered, tool_grammar
 
 _decoder = msgspec.json.Decoder(ChatRequest)
 _json = msgspec.json.Encoder().encode
 
 
-class ChatChunks:
+class ChatChunks(ChunkFormat):
     """Chunks of a chat: everything that does not change from one to the next is encoded once."""
 
     def __init__(self, record: RequestRecord, model: ServedModel, include_usage: bool) -> None:
@@ -107,34 +104,18 @@ def chat_router(desk: Desk) -> APIRouter:
         _refuse_unsupported(body)
         desk.check(body)
         model = desk.model(body.model)
-        record.stream = bool(body.stream)
-        offer = offered(body.tools or (), body.tool_choice, parallel=body.parallel_tool_calls)
-        functions = [] if offer is None else [tool.function for tool in body.tools or () if tool.function]
-        prompt = await prompt_tokens(model, body.messages, functions)
-        wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        sampling = sampling_params(
-            body,
-            model,
-            max_tokens=model.max_tokens(len(prompt), wanted, None, "messages"),
+        dialogue = Dialogue(
+            messages=body.messages,
+            tools=body.tools or (),
+            tool_choice=body.tool_choice,
+            parallel_tool_calls=body.parallel_tool_calls,
+            response_format=body.response_format,
+            max_tokens=body.max_completion_tokens
+            if body.max_completion_tokens is not None
+            else body.max_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            grammar=await constraint(body, body.response_format)
-            if offer is None
-            else await tool_grammar(offer, body, body.response_format),
         )
-        record.add_phase("prepare", record.arrived_at, time.monotonic())
-        order = Order(
-            prompts=[prompt],
-            sampling=[sampling],
-            n=body.n or 1,
-            stops=stop_strings(body.stop),
-            continues_text=False,
-            deadline_at=deadline_at(request, record, record.stream),
-            cache_salt=body.cache_salt or "",
-            priority=body.priority or 0,
-            names_max_tokens=wanted is not None,
-            offers_tools=offer is not None,
-        )
-        generation = await desk.generator.begin(order, model, record)
+        generation = await begin(desk, request, record, model, body, dialogue)
         if record.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
             return await stream_answer(

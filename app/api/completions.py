@@ -18,6 +18,7 @@ from app.api.schemas import (
     TextChoice,
     Usage,
 )
+from app.api.sse import ChunkFormat
 from app.errors import InvalidRequestError, UnsupportedError
 from app.requests.choice import Piece
 from app.requests.constraint import constraint
@@ -33,7 +34,7 @@ _decoder = msgspec.json.Decoder(CompletionRequest)
 _json = msgspec.json.Encoder().encode
 
 
-class CompletionChunks:
+class CompletionChunks(ChunkFormat):
     """Chunks of a completion."""
 
     def __init__(self, record: RequestRecord, model: ServedModel, include_usage: bool) -> None:

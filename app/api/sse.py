@@ -31,11 +31,18 @@ HEADERS = [
 class ChunkFormat(Protocol):
     """How an endpoint writes its chunks: complete events, blank line included."""
 
+    done: bytes = DONE
+    """What comes last of a stream that did not fail."""
+
     def pieces(self, pieces: Sequence[Piece]) -> bytes:
         """The events of some pieces."""
 
     def usage(self, usage: Usage) -> bytes:
         """The last chunk, with the totals."""
+
+    def failure(self, error: GatewayError) -> bytes:
+        """A failure in the middle of the stream."""
+        return error_event(error)
 
 
 def error_event(error: GatewayError) -> bytes:
@@ -128,7 +135,8 @@ class EventStream(Response):
     async def _events(self) -> AsyncIterator[bytes]:
         async for pieces in self._generation.pieces():
             yield self._chunks.pieces(pieces) if pieces else KEEP_ALIVE
-        yield self._chunks.usage(await self._generation.usage()) + DONE if self._include_usage else DONE
+        usage = self._chunks.usage(await self._generation.usage()) if self._include_usage else b""
+        yield usage + self._chunks.done
 
     async def _close(self, send: Send, started: bool, failure: GatewayError | None) -> None:
         if failure is not None and not started:
@@ -143,5 +151,5 @@ class EventStream(Response):
             )
             await send({"type": "http.response.body", "body": body, "more_body": False})
             return
-        body = b"" if failure is None else error_event(failure)
+        body = b"" if failure is None else self._chunks.failure(failure)
         await send({"type": "http.response.body", "body": body, "more_body": False})
