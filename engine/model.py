@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import KVLayout, ModelConfig
-from engine.kernels import Progress, choose, step, tiles, warm
+from engine.kernels import Progress, amx, choose, step, tiles, warm
 from engine.kernels.attention import TILE_POSITIONS, scratch_bytes
 from engine.kernels.matmul import SUM_BYTES, TILE_ROWS
 from engine.kernels.packing import LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
@@ -25,7 +25,7 @@ from engine.weights.tensor import Tensor, dequantise
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 
-NUMERICS = "a12-row/w4-factored-w8-channel/f16-kv/1"
+NUMERICS = "a12-row/w4-factored-w8-channel/i12-kv/1"
 """Changes whenever the same weights and tokens would give other bits."""
 
 
@@ -259,8 +259,8 @@ class Model:
         plan[step.LAYERS] = self._records.ctypes.data
         plan[step.THREADS], plan[step.FUTEX] = self.num_threads, self._team.futex_call
         plan[step.CONTROL] = self._team.address
-        plan[step.TILE_CONFIGS] = self._hold("tile configs", tiles.CONFIG_BYTES)
-        self._held["tile configs"].reshape(-1, 64)[:] = tiles.tile_configs()
+        plan[step.TILE_CONFIGS] = self._hold("tile configs", amx.CONFIG_BYTES)
+        self._held["tile configs"].reshape(-1, 64)[:] = amx.tile_configs()
         plan[step.LOGITS_STRIDE] = self._logits_stride * 4
         attention = scratch_bytes(config.num_heads // config.num_kv_heads, config.head_dim)
         widest = max(config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)

@@ -1,182 +1,168 @@
-"""Attention of a tile of queries over paged KV, each key and value read once, scores never in memory.
+"""Attention of a tile of queries over paged KV: exact integer products, softmax online, 64 tokens after 64 tokens.
 
-A block of one layer and KV head holds K as [head_dim][32 tokens] and V as [32 tokens][head_dim], half floats.
-Queries of all heads that share the KV head go together. Softmax runs online, one block of 32 tokens after the
-other from position 0, and every row's arithmetic is its own: a row gets the same bits in any tile.
+Queries of all heads that share a KV head go together; each becomes 12-bit integers with one scale, as keys are, so a
+score is an exact integer times two floats. Softmax weights of a stretch of 64 tokens become 12-bit integers of their
+own row's scale, so what the stretch adds is again an exact integer times a float. Whoever computes the integers gets
+the same (`attention_dots.py`, `attention_tiles.py`), floats are a row's own and stretches begin at position 0: a row
+gets the same bits in any tile and on any path.
 """
 
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
-from engine.kernels import simd
-from engine.kernels.jit import cgutils, inline, intrinsic, jit, types
-from engine.kernels.simd import F16_LANES, F32, F32_LANES, I64
+from engine.kernels import amx, attention_tiles, simd
+from engine.kernels.attention_products import mix, ready, score
+from engine.kernels.isa import Isa
+from engine.kernels.jit import inline, jit
+from engine.kernels.kv import (
+    BLOCK_TOKENS,
+    KEY_OFFSET,
+    LIMB,
+    LIMB_BITS,
+    MAX_QUANTUM,
+    ZERO,
+    amplitude,
+    inverse,
+    scales_at,
+)
 
-Builder = Any
 TILE_POSITIONS = 16
-BLOCK_TOKENS = 32
-WIDEN_ROWS = 8
-"""From this many rows on it pays to convert a block's K and V to 32 bits once."""
-MINUS_INFINITY = np.float32(-np.inf)
-ZERO = np.float32(0.0)
+STRETCH = 2 * BLOCK_TOKENS
+"""Tokens whose weights share a scale: two blocks."""
+LOWEST = np.float32(-3e38)
 ONE = np.float32(1.0)
-
-
-def _floats(builder: Builder, address: Any, size: int) -> Any:
-    """16 floats of `size` bytes each at an address, as 32-bit floats."""
-    if size == 4:
-        return simd.load(builder, address, F32_LANES, 64)
-    return builder.fpext(simd.load(builder, address, F16_LANES, 32), F32_LANES)
-
-
-@intrinsic
-def _scores(
-    context: Any,
-    rows: Any,
-    widened: Any,
-    queries: Any,
-    query_stride: Any,
-    keys: Any,
-    head_dim: Any,
-    scores: Any,
-    ahead: Any,
-) -> Any:
-    """scores[r][32] = Σ_d queries[r][d] · keys[d][32] in the order of d; fetches what lies `ahead` of the keys."""
-    count, size = rows.literal_value, 4 if widened.literal_value else 2
-
-    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, queries_, stride_, keys_, dims_, scores_, ahead_ = args
-        zero = ir.Constant(F32_LANES, [0.0] * 16)
-        accs = [[cgutils.alloca_once_value(b, zero) for _ in range(2)] for _ in range(count)]
-        bases = [b.add(queries_, b.mul(stride_, ir.Constant(I64, r))) for r in range(count)]
-        with cgutils.for_range(b, dims_) as loop:
-            at = b.add(keys_, b.mul(loop.index, ir.Constant(I64, BLOCK_TOKENS * size)))
-            if size == 2:
-                simd.prefetch(b, b.add(at, ahead_))
-            key = [_floats(b, simd.offset(b, at, 16 * size * half), size) for half in range(2)]
-            dim = b.mul(loop.index, ir.Constant(I64, 4))
-            for r in range(count):
-                q = simd.splat(b, simd.load(b, b.add(bases[r], dim), F32, 4), F32_LANES)
-                for half in range(2):
-                    b.store(simd.fma_ir(b, q, key[half], b.load(accs[r][half])), accs[r][half])
-        for r in range(count):
-            for half in range(2):
-                simd.store(b, b.load(accs[r][half]), simd.offset(b, scores_, 128 * r + 64 * half))
-        return c.get_dummy_value()
-
-    return types.none(rows, widened, *[types.int64] * 6), codegen
-
-
-@intrinsic
-def _mix(
-    context: Any,
-    rows: Any,
-    widened: Any,
-    weights: Any,
-    values: Any,
-    num_tokens: Any,
-    head_dim: Any,
-    rescale: Any,
-    out: Any,
-    ahead: Any,
-) -> Any:
-    """out[r] = out[r] · rescale[r] + Σ_t weights[r][t] · values[t], in the order of t; fetches ahead of the values."""
-    count, size = rows.literal_value, 4 if widened.literal_value else 2
-
-    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, weights_, values_, tokens_, dims_, rescale_, out_, ahead_ = args
-        row_bytes = b.mul(dims_, ir.Constant(I64, 4))
-        targets = [b.add(out_, b.mul(row_bytes, ir.Constant(I64, r))) for r in range(count)]
-        with cgutils.for_range(b, b.sdiv(dims_, ir.Constant(I64, 32))) as column:
-            shift = b.mul(column.index, ir.Constant(I64, 128))
-            first = b.mul(column.index, ir.Constant(I64, 32))
-            accs = []
-            for r in range(count):
-                factor = simd.splat(b, simd.load(b, simd.offset(b, rescale_, 4 * r), F32, 4), F32_LANES)
-                spots = [simd.offset(b, b.add(targets[r], shift), 64 * half) for half in range(2)]
-                old = [b.fmul(simd.load(b, spot, F32_LANES), factor) for spot in spots]
-                accs.append([cgutils.alloca_once(b, F32_LANES) for _ in range(2)])
-                for half in range(2):
-                    b.store(old[half], accs[r][half])
-            with cgutils.for_range(b, tokens_) as loop:
-                at = b.mul(b.add(b.mul(loop.index, dims_), first), ir.Constant(I64, size))
-                at = b.add(values_, at)
-                if size == 2:
-                    simd.prefetch(b, b.add(at, ahead_))
-                value = [_floats(b, simd.offset(b, at, 16 * size * half), size) for half in range(2)]
-                token = b.mul(loop.index, ir.Constant(I64, 4))
-                for r in range(count):
-                    spot = simd.offset(b, b.add(weights_, token), 128 * r)
-                    w = simd.splat(b, simd.load(b, spot, F32, 4), F32_LANES)
-                    for half in range(2):
-                        b.store(simd.fma_ir(b, w, value[half], b.load(accs[r][half])), accs[r][half])
-            for r in range(count):
-                for half in range(2):
-                    spot = simd.offset(b, b.add(targets[r], shift), 64 * half)
-                    simd.store(b, b.load(accs[r][half]), spot)
-        return c.get_dummy_value()
-
-    return types.none(rows, widened, *[types.int64] * 7), codegen
-
-
-@intrinsic
-def _widen(context: Any, source: Any, count: Any, target: Any, ahead: Any) -> Any:
-    """`count` times 16 half floats to floats; fetches what lies `ahead` of them."""
-
-    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        with cgutils.for_range(b, args[1]) as loop:
-            at = b.add(args[0], b.mul(loop.index, ir.Constant(I64, 32)))
-            simd.prefetch(b, b.add(at, args[3]))
-            half = simd.load(b, at, F16_LANES, 32)
-            simd.store(
-                b, b.fpext(half, F32_LANES), b.add(args[2], b.mul(loop.index, ir.Constant(I64, 64))), 64
-            )
-        return c.get_dummy_value()
-
-    return types.none(*[types.int64] * 4), codegen
-
-
-@inline
-def _softmax(
-    first_row: int, count: int, first_last: int, group: int, scores: int, rescale: int, peaks: int, sums: int
-) -> None:
-    """One block of the online softmax for `count` rows: scores become weights.
-
-    The last token of the block that row r may see is `first_last` + r // group.
-    """
-    for row in range(first_row, first_row + count):
-        first, second = simd.load_f32(scores + row * 128), simd.load_f32(scores + row * 128 + 64)
-        last = first_last + row // group
-        if last < BLOCK_TOKENS - 1:
-            first = simd.keep_until(first, last, MINUS_INFINITY)
-            second = simd.keep_until(second, last - 16, MINUS_INFINITY)
-        old = simd.read_f32(peaks + row * 4)
-        peak = max(old, simd.largest(simd.larger(first, second)))
-        level = simd.splat_f32(peak)
-        first, second = simd.exp(first - level), simd.exp(second - level)
-        shrink = ONE
-        if peak != old:
-            shrink = simd.largest(simd.exp(simd.splat_f32(old - peak)))
-            simd.write_f32(peaks + row * 4, peak)
-        simd.store_f32(
-            sums + row * 64,
-            simd.fma(simd.load_f32(sums + row * 64), simd.splat_f32(shrink), first + second),
-        )
-        simd.write_f32(rescale + row * 4, shrink)
-        simd.store_f32(scores + row * 128, first)
-        simd.store_f32(scores + row * 128 + 64, second)
+LOG2_E = np.float32(1.4426950408889634)
+MAX_WEIGHT = np.float32(4095.0)
+WEIGHT_UNIT = np.float32(LIMB / 4095.0)
 
 
 def scratch_bytes(group: int, head_dim: int) -> int:
     """Working memory of `attend` for one thread."""
-    rows = group * TILE_POSITIONS
-    return rows * (2 * head_dim * 4 + BLOCK_TOKENS * 4 + 64 + 64) + 2 * BLOCK_TOKENS * head_dim * 4 + 64 * 8
+    rows = -(-group * TILE_POSITIONS // 16) * 16
+    lasting = rows * (4 * head_dim + 64 + 2 * head_dim + 3 * 4)
+    of_a_group = 16 * (STRETCH * 4 + 64 + 2 * STRETCH + 3 * 4)
+    return lasting + of_a_group + 4 * 4 * STRETCH + attention_tiles.spare_bytes(head_dim) + 64
+
+
+@inline
+def _quantise_query(source: int, head_dim: int, high: int, low: int) -> Any:
+    """A query as limbs; its scale and KEY_OFFSET times the sum of its integers."""
+    top = amplitude(source, head_dim)
+    factor, half = simd.splat_f32(inverse(top)), simd.splat_i32(LIMB // 2)
+    total = simd.splat_i32(0)
+    for dim in range(0, head_dim, 16):
+        integers = simd.nearest(simd.load_f32(source + dim * 4) * factor)
+        h = simd.shift_right(integers + half, LIMB_BITS)
+        simd.store_i8(high + dim, h)
+        simd.store_i8(low + dim, integers - simd.shift_left(h, LIMB_BITS))
+        total = total + integers
+    return top / MAX_QUANTUM * np.float32(LIMB), simd.total_i32(total) * KEY_OFFSET
+
+
+@inline
+def _load_scales(
+    first: int, second: int, num_tokens: int, target: int, ahead: int, ahead_second: int
+) -> None:
+    """The scales of a stretch's two blocks; 0 from `num_tokens` on, where memory may hold anything."""
+    for part in range(4):
+        source = (first if part < 2 else second) + part % 2 * 64
+        simd.fetch(source + (ahead if part < 2 else ahead_second))
+        scales = simd.load_f32(source)
+        if num_tokens < STRETCH:
+            scales = simd.keep_until(scales, num_tokens - 1 - part * 16, ZERO)
+        simd.store_f32(target + part * 64, scales)
+
+
+@inline
+def _bound(top: float, last: int, bounds: int) -> None:
+    """For rows whose last token is `last` and whose largest value scale is `top`: their weights' factor and unit."""
+    simd.write_f32(bounds + last * 8, MAX_WEIGHT / top if top > ZERO else ZERO)
+    simd.write_f32(bounds + last * 8 + 4, top * WEIGHT_UNIT)
+
+
+@inline
+def _bounds_of_each(scales: int, bounds: int) -> None:
+    """`_bound` by the largest of scales[0..t], for every token t."""
+    top = ZERO
+    for token in range(STRETCH):
+        top = max(top, simd.read_f32(scales + token * 4))
+        _bound(top, token, bounds)
+
+
+@inline
+def _bound_of_all(scales: int, bounds: int) -> None:
+    """`_bound` by the largest of all scales of a stretch."""
+    first = simd.larger(simd.load_f32(scales), simd.load_f32(scales + 64))
+    second = simd.larger(simd.load_f32(scales + 128), simd.load_f32(scales + 192))
+    _bound(simd.largest(simd.larger(first, second)), STRETCH - 1, bounds)
+
+
+@inline
+def _weigh(
+    row: int, last: int, scores: int, offsets: int, factors: int, key_scales: int, value_scales: int, bounds: int,
+    high: int, low: int, totals: int, peaks: int, units: int,
+) -> None:  # fmt: skip
+    """One row's scores of a stretch to integer weights of its values; its peak, sum and what 1 stands for."""
+    offset, at = simd.splat_i32(simd.read_i32(offsets + row * 4)), scores + row * 256
+    s0 = simd.as_f32(simd.load_i32(at) - offset) * simd.load_f32(key_scales)
+    s1 = simd.as_f32(simd.load_i32(at + 64) - offset) * simd.load_f32(key_scales + 64)
+    s2 = simd.as_f32(simd.load_i32(at + 128) - offset) * simd.load_f32(key_scales + 128)
+    s3 = simd.as_f32(simd.load_i32(at + 192) - offset) * simd.load_f32(key_scales + 192)
+    if last < STRETCH - 1:
+        s0, s1 = simd.keep_until(s0, last, LOWEST), simd.keep_until(s1, last - 16, LOWEST)
+        s2, s3 = simd.keep_until(s2, last - 32, LOWEST), simd.keep_until(s3, last - 48, LOWEST)
+    peak = simd.largest(simd.larger(simd.larger(s0, s1), simd.larger(s2, s3)))
+    factor = simd.read_f32(factors + row * 4)
+    simd.write_f32(peaks + row * 4, peak * factor)
+    level, factor = simd.splat_f32(peak), simd.splat_f32(factor)
+    w0, w1 = simd.exp2((s0 - level) * factor), simd.exp2((s1 - level) * factor)
+    w2, w3 = simd.exp2((s2 - level) * factor), simd.exp2((s3 - level) * factor)
+    if last < STRETCH - 1:
+        # Not by their scores alone: a query of zeros gives every token the same.
+        w0, w1 = simd.keep_until(w0, last, ZERO), simd.keep_until(w1, last - 16, ZERO)
+        w2, w3 = simd.keep_until(w2, last - 32, ZERO), simd.keep_until(w3, last - 48, ZERO)
+    simd.store_f32(totals + row * 64, (w0 + w1) + (w2 + w3))
+    bound = bounds + min(last, STRETCH - 1) * 8
+    simd.write_f32(units + row * 4, simd.read_f32(bound + 4))
+    scale = simd.splat_f32(simd.read_f32(bound))
+    _store_weights(w0 * simd.load_f32(value_scales) * scale, high + row * 64, low + row * 64)
+    _store_weights(w1 * simd.load_f32(value_scales + 64) * scale, high + row * 64 + 16, low + row * 64 + 16)
+    _store_weights(w2 * simd.load_f32(value_scales + 128) * scale, high + row * 64 + 32, low + row * 64 + 32)
+    _store_weights(w3 * simd.load_f32(value_scales + 192) * scale, high + row * 64 + 48, low + row * 64 + 48)
+
+
+@inline
+def _store_weights(weights: Any, high: int, low: int) -> None:
+    integers = simd.nearest(weights)
+    simd.store_i8(high, simd.shift_right(integers, LIMB_BITS))
+    simd.store_i8(low, simd.low_bits(integers, LIMB - 1))
+
+
+@inline
+def _join(
+    begin: int, end: int, peaks: int, highest: int, shrinks: int, units: int, totals: int, sums: int
+) -> None:
+    """The stretch's softmax with that of the tokens before: how both shrink, and the new sums."""
+    here, before = simd.load_f32(peaks), simd.load_f32(highest)
+    level = simd.larger(here, before)
+    simd.store_f32(highest, level)
+    simd.store_f32(shrinks, simd.exp2(before - level))
+    # From here on `peaks` holds how the stretch shrinks.
+    share = simd.exp2(here - level)
+    simd.store_f32(peaks, share)
+    simd.store_f32(units, simd.load_f32(units) * share)
+    for row in range(begin, end):
+        shrink, share_of_row = simd.read_f32(shrinks + row * 4), simd.read_f32(peaks + row * 4)
+        old = simd.load_f32(sums + row * 64) * simd.splat_f32(shrink)
+        total = simd.load_f32(totals + row * 64)
+        simd.store_f32(sums + row * 64, simd.fma(total, simd.splat_f32(share_of_row), old))
 
 
 @jit
 def attend(
+    isa: Isa,
+    configs: int,
     queries: int,
     query_stride: int,
     num_positions: int,
@@ -196,89 +182,86 @@ def attend(
 
     `table`: int32 block ids of the sequence; `keys_at`, `values_at`: byte offsets within a block.
     """
-    rows, head_bytes = group * num_positions, head_dim * 4
-    tile = scratch
-    mixed = tile + rows * head_bytes
-    keys = mixed + rows * head_bytes
-    values = keys + BLOCK_TOKENS * head_bytes
-    scores = values + BLOCK_TOKENS * head_bytes
-    sums = scores + rows * 128
-    peaks = sums + rows * 64
-    rescale = peaks + rows * 4
-    zero = simd.splat_f32(ZERO)
-    for position in range(num_positions):
-        for member in range(group):
-            row = position * group + member
-            source = queries + position * query_stride + member * head_bytes
-            for at in range(0, head_bytes, 64):
-                simd.store_f32(tile + row * head_bytes + at, simd.load_f32(source + at))
-                simd.store_f32(mixed + row * head_bytes + at, zero)
-            simd.write_f32(peaks + row * 4, MINUS_INFINITY)
-            simd.store_f32(sums + row * 64, zero)
+    rows, head_floats = group * num_positions, head_dim * 4
+    padded = (rows + 15) // 16 * 16
+    mixed = (scratch + 63) // 64 * 64
+    sums = mixed + padded * head_floats
+    query_high = sums + padded * 64
+    query_low = query_high + padded * head_dim
+    offsets = query_low + padded * head_dim
+    factors, highest = offsets + padded * 4, offsets + padded * 8
+    # What a group of 16 rows works with.
+    scores = offsets + padded * 12
+    totals = scores + 16 * STRETCH * 4
+    weights_high = totals + 16 * 64
+    weights_low = weights_high + 16 * STRETCH
+    peaks = weights_low + 16 * STRETCH
+    shrinks, units = peaks + 64, peaks + 128
+    key_scales = peaks + 192
+    value_scales, bounds = key_scales + STRETCH * 4, key_scales + STRETCH * 8
+    spare = bounds + STRETCH * 8
+    nothing = simd.splat_f32(ZERO)
+    for row in range(rows):
+        source = queries + row // group * query_stride + row % group * head_floats
+        scale, offset = _quantise_query(
+            source, head_dim, query_high + row * head_dim, query_low + row * head_dim
+        )
+        simd.write_f32(factors + row * 4, scale * LOG2_E)
+        simd.write_i32(offsets + row * 4, offset)
+        simd.store_f32(sums + row * 64, nothing)
+        for at in range(0, head_floats, 64):
+            simd.store_f32(mixed + row * head_floats + at, nothing)
+    for row in range(0, padded, 16):
+        simd.store_f32(highest + row * 4, simd.splat_f32(LOWEST))
+    amx.begin(isa, amx.FULL, configs)
     last_position = first_position + num_positions - 1
     last_block = last_position // BLOCK_TOKENS
-    for block in range(last_block + 1):
-        start = block * BLOCK_TOKENS
-        base = cache + simd.read_i32(table + block * 4) * block_bytes
-        # A head's part of a block is too short for the hardware to see where the next one lies: in the next
-        # block, and after the last one in the first, where the next head's part is.
-        following = block + 1 if block < last_block else 0
-        ahead = cache + simd.read_i32(table + following * 4) * block_bytes - base
-        if block == last_block:
-            ahead += BLOCK_TOKENS * head_dim * 2
-        tokens = min(BLOCK_TOKENS, last_position - start + 1)
-        # Rows that lie wholly before this block come first in the tile and are done.
+    for start in range(0, last_position + 1, STRETCH):
+        num_tokens = min(STRETCH, last_position - start + 1)
+        block = start // BLOCK_TOKENS
+        first = cache + simd.read_i32(table + block * 4) * block_bytes
+        second = cache + simd.read_i32(table + min(block + 1, last_block) * 4) * block_bytes
+        # A head's part of a block is too short for the hardware to see where the next one lies: two blocks on, and at
+        # the end in the first blocks, where the next head's part is.
+        last_round, next_part = block + 2 > last_block, scales_at(head_dim) + BLOCK_TOKENS * 4
+        following = 0 if last_round else block + 2
+        ahead = cache + simd.read_i32(table + following * 4) * block_bytes - first
+        ahead_second = (
+            cache + simd.read_i32(table + min(following + 1, last_block) * 4) * block_bytes - second
+        )
+        if last_round:
+            ahead += next_part
+            ahead_second += next_part
+        for kind_at, scales in ((keys_at, key_scales), (values_at, value_scales)):
+            at = kind_at + scales_at(head_dim)
+            _load_scales(first + at, second + at, num_tokens, scales, ahead, ahead_second)
+        if first_position - start < STRETCH - 1:
+            _bounds_of_each(value_scales, bounds)
+        else:
+            _bound_of_all(value_scales, bounds)
+        # Rows that lie wholly before this stretch come first in the tile and are done.
         row = max(0, start - first_position) * group
-        if rows - row >= WIDEN_ROWS:
-            _widen(base + keys_at, head_dim * 2, keys, ahead)
-            _widen(base + values_at, tokens * head_dim // 16, values, ahead)
-        while rows - row >= WIDEN_ROWS:
-            s = scores + row * 128
-            _scores(8, 1, tile + row * head_bytes, head_bytes, keys, head_dim, s, ahead)
-            _softmax(row, 8, first_position - start, group, scores, rescale, peaks, sums)
-            _mix(8, 1, s, values, tokens, head_dim, rescale + row * 4, mixed + row * head_bytes, ahead)
-            row += 8
-        while row < rows:
-            count = min(rows - row, 4)
-            q, s = tile + row * head_bytes, scores + row * 128
-            k, v = base + keys_at, base + values_at
-            if count == 4:
-                _scores(4, 0, q, head_bytes, k, head_dim, s, ahead)
-            elif count == 3:
-                _scores(3, 0, q, head_bytes, k, head_dim, s, ahead)
-            elif count == 2:
-                _scores(2, 0, q, head_bytes, k, head_dim, s, ahead)
-            else:
-                _scores(1, 0, q, head_bytes, k, head_dim, s, ahead)
-            _softmax(row, count, first_position - start, group, scores, rescale, peaks, sums)
-            o, r = mixed + row * head_bytes, rescale + row * 4
-            if count == 4:
-                _mix(4, 0, s, v, tokens, head_dim, r, o, ahead)
-            elif count == 3:
-                _mix(3, 0, s, v, tokens, head_dim, r, o, ahead)
-            elif count == 2:
-                _mix(2, 0, s, v, tokens, head_dim, r, o, ahead)
-            else:
-                _mix(1, 0, s, v, tokens, head_dim, r, o, ahead)
-            row += count
-    for position in range(num_positions):
-        for member in range(group):
-            row = position * group + member
-            share = simd.splat_f32(ONE / simd.total(simd.load_f32(sums + row * 64)))
-            target = out + position * out_stride + member * head_bytes
-            for at in range(0, head_bytes, 64):
-                simd.store_f32(target + at, simd.load_f32(mixed + row * head_bytes + at) * share)
-
-
-@inline
-def write_keys(source: int, head_dim: int, slot: int, target: int) -> None:
-    """One row of a head into column `slot` of K's [head_dim][32]."""
-    for dim in range(head_dim):
-        simd.write_f16(target + (dim * BLOCK_TOKENS + slot) * 2, simd.read_f32(source + dim * 4))
-
-
-@inline
-def write_values(source: int, head_dim: int, slot: int, target: int) -> None:
-    """One row of a head into row `slot` of V's [32][head_dim]."""
-    for dim in range(0, head_dim, 16):
-        simd.store_f16(target + (slot * head_dim + dim) * 2, simd.load_f32(source + dim * 4))
+        tiled = ready(isa, rows - row, head_dim, first + values_at, second + values_at, spare)
+        for base in range(row // 16 * 16, rows, 16):
+            begin, end = max(row - base, 0), min(rows - base, 16)
+            score(
+                isa, tiled, begin, end, query_high + base * head_dim, query_low + base * head_dim, head_dim,
+                first + keys_at, second + keys_at, num_tokens, scores, spare, ahead, ahead_second,
+            )  # fmt: skip
+            for each in range(begin, end):
+                last = first_position + (base + each) // group - start
+                _weigh(
+                    each, last, scores, offsets + base * 4, factors + base * 4, key_scales, value_scales, bounds,
+                    weights_high, weights_low, totals, peaks, units,
+                )  # fmt: skip
+            _join(begin, end, peaks, highest + base * 4, shrinks, units, totals, sums + base * 64)
+            mix(
+                isa, tiled, begin, end, weights_high, weights_low, head_dim, first + values_at, second + values_at,
+                num_tokens, shrinks, units, mixed + base * head_floats, spare, ahead, ahead_second,
+            )  # fmt: skip
+    amx.end(isa)
+    for row in range(rows):
+        share = simd.splat_f32(ONE / simd.total(simd.load_f32(sums + row * 64)))
+        target = out + row // group * out_stride + row % group * head_floats
+        for at in range(0, head_floats, 64):
+            simd.store_f32(target + at, simd.load_f32(mixed + row * head_floats + at) * share)

@@ -45,24 +45,23 @@ def fetch_ahead(builder: Builder, form: int, panel: Any, block: Any) -> None:
         simd.prefetch(builder, simd.offset(builder, at, PREFETCH_BYTES + line))
 
 
-def _dot_portable(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
+def _dot_portable(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
     for byte in range(4):
-        w = builder.and_(builder.lshr(weights, _const(8 * byte)), _const(255))
-        x = builder.ashr(builder.shl(quad, ir.Constant(I32, 24 - 8 * byte)), ir.Constant(I32, 24))
-        acc = builder.add(acc, builder.mul(w, simd.splat(builder, x, I32_LANES)))
+        w = builder.and_(builder.lshr(unsigned, _const(8 * byte)), _const(255))
+        x = builder.ashr(builder.shl(signed, _const(24 - 8 * byte)), _const(24))
+        acc = builder.add(acc, builder.mul(w, x))
     return acc
 
 
-def _dot_vnni(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
-    x = simd.splat(builder, quad, I32_LANES)
-    return simd.call(builder, "llvm.x86.avx512.vpdpbusd.512", I32_LANES, [acc, weights, x])
+def _dot_vnni(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
+    return simd.call(builder, "llvm.x86.avx512.vpdpbusd.512", I32_LANES, [acc, unsigned, signed])
 
 
-def _dot_avx2(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
+def _dot_avx2(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
     # Bytes 0, 2 and 1, 3 of each lane as 16-bit pairs: every product and sum is exact.
     shorts = ir.VectorType(ir.IntType(16), 32)
     eight = ir.Constant(shorts, [8] * 32)
-    w, x = builder.bitcast(weights, shorts), builder.bitcast(simd.splat(builder, quad, I32_LANES), shorts)
+    w, x = builder.bitcast(unsigned, shorts), builder.bitcast(signed, shorts)
     pairs = (
         (builder.and_(w, ir.Constant(shorts, [255] * 32)), builder.ashr(builder.shl(x, eight), eight)),
         (builder.lshr(w, eight), builder.ashr(x, eight)),
@@ -78,21 +77,22 @@ def _dot_avx2(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
     return acc
 
 
-def _dot_arm(builder: Builder, acc: Any, weights: Any, quad: Any) -> Any:
+def _dot_arm(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
     # sdot is signed × signed: q = (q - 128) + 128, and the second term is the same dot product with ones.
     quads, bytes16 = ir.VectorType(I32, 4), ir.VectorType(I8, 16)
-    x = builder.bitcast(simd.splat(builder, quad, quads), bytes16)
     ones = ir.Constant(bytes16, [1] * 16)
     name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
-    sums = simd.call(builder, name, quads, [ir.Constant(quads, [0] * 4), ones, x])
-    offset = builder.shl(sums, ir.Constant(quads, [7] * 4))
     parts = []
     for start in range(0, LANES, 4):
         order = ir.Constant(quads, list(range(start, start + 4)))
-        part = builder.shuffle_vector(acc, acc, order)
-        w = builder.bitcast(builder.shuffle_vector(weights, weights, order), bytes16)
-        signed = builder.xor(w, ir.Constant(bytes16, [-128] * 16))
-        parts.append(builder.add(simd.call(builder, name, quads, [part, signed, x]), offset))
+        part, w, x = (builder.shuffle_vector(value, value, order) for value in (acc, unsigned, signed))
+        w, x = (
+            builder.xor(builder.bitcast(w, bytes16), ir.Constant(bytes16, [-128] * 16)),
+            builder.bitcast(x, bytes16),
+        )
+        sums = simd.call(builder, name, quads, [ir.Constant(quads, [0] * 4), ones, x])
+        offset = builder.shl(sums, ir.Constant(quads, [7] * 4))
+        parts.append(builder.add(simd.call(builder, name, quads, [part, w, x]), offset))
     eight = ir.Constant(ir.VectorType(I32, 8), list(range(8)))
     low, high = builder.shuffle_vector(*parts[:2], eight), builder.shuffle_vector(*parts[2:], eight)
     return builder.shuffle_vector(low, high, ir.Constant(I32_LANES, list(range(LANES))))
@@ -109,13 +109,14 @@ def _pairs_vnni(builder: Builder, acc: Any, a: Any, b: Any) -> Any:
     return simd.call(builder, "llvm.x86.avx512.vpdpwssd.512", I32_LANES, [acc, a, b])
 
 
-DOT = {
+DOT: dict[str, Any] = {
     "amx": _dot_vnni,
     "vnni": _dot_vnni,
     "avx2": _dot_avx2,
     "dotprod": _dot_arm,
     "portable": _dot_portable,
 }
+"""acc + in each lane the four unsigned bytes of one vector times the four signed bytes of the other."""
 
 
 def _join_portable(builder: Builder, low: Any, high: Any) -> Any:
@@ -220,7 +221,7 @@ def _rows_by_panel(
                         quad = simd.load(
                             b, simd.offset(b, rows_at, ROW_STEP_BYTES * r + limb + 4 * group), I32, 4
                         )
-                        integer = dot(b, integer, w, quad)
+                        integer = dot(b, integer, w, simd.splat(b, quad, I32_LANES))
                     parts.append(integer)
                 if code == CHANNEL:
                     both = b.add(b.shl(parts[0], _const(5)), parts[1])

@@ -9,12 +9,12 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from engine.kernels import rows, tiles
+from engine.kernels import amx, rows, tiles
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, intrinsic, jit, types
 from engine.kernels.matmul import DOT, ROW_STEP_BYTES, STEP_BYTES, SUM_BYTES, TILE_ROWS
 from engine.kernels.packing import BLOCK, LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
-from engine.kernels.simd import I32, I32_LANES, I64
+from engine.kernels.simd import I32, I32_LANES, I64, splat
 from engine.weights.tensor import Tensor
 
 CHAINS = 16
@@ -30,7 +30,7 @@ def _dots(context: Any, isa: Any, rounds: Any) -> Any:
         return None
 
     def codegen(_c: Any, b: Any, _s: Any, args: Any) -> Any:
-        quad = b.trunc(args[1], I32)
+        quad = splat(b, b.trunc(args[1], I32), I32_LANES)
         weights = ir.Constant(I32_LANES, [0x01020304] * LANES)
         chains = [cgutils.alloca_once_value(b, ir.Constant(I32_LANES, [i] * LANES)) for i in range(CHAINS)]
         with cgutils.for_range(b, args[1]):
@@ -63,13 +63,13 @@ def _multiply_panels(
     isa: Isa, form: int, num_rows: int, num_panels: int, panels: int, panel_bytes: int, num_blocks: int,
     x: int, sums: int, scales: int, out: int, configs: int, scratch: int,
 ) -> None:  # fmt: skip
-    tiles.begin(isa, form, configs)
+    amx.begin(isa, tiles.config_of(form), configs)
     for panel in range(num_panels):
         tiles.multiply(
             isa, form, 0, num_rows, panels + panel * panel_bytes, num_blocks, x, sums, scales,
             out + panel * 64, num_panels * 64, 0, scratch,
         )  # fmt: skip
-    tiles.end(isa)
+    amx.end(isa)
 
 
 class Product:
@@ -86,8 +86,8 @@ class Product:
         self._scratch = aligned(tiles.scratch_bytes(matrix.num_inputs))
         # What lies in working memory must not matter: a step shares it with attention.
         self._scratch[:] = 0x55
-        self._configs = aligned(tiles.CONFIG_BYTES)
-        self._configs.reshape(-1, 64)[:] = tiles.tile_configs()
+        self._configs = aligned(amx.CONFIG_BYTES)
+        self._configs.reshape(-1, 64)[:] = amx.tile_configs()
         x = np.ascontiguousarray(x, np.float32)
         for row in range(num_rows):
             tile, lane = divmod(row, TILE_ROWS)

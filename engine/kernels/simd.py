@@ -134,6 +134,32 @@ _EXP = (
 )
 
 
+def exp2_ir(builder: Builder, x: Any) -> Any:
+    """2^x for x ≤ 0 to 3 parts in a million, 1 at 0, the same bits everywhere; held at 2^-126 below -126."""
+    lowest, magic, *series, one = (ir.Constant(F32_LANES, [value] * LANES) for value in _EXP2)
+    clamped = _larger(builder, x, lowest)
+    shifted = builder.fadd(clamped, magic)
+    rest = builder.fsub(clamped, builder.fsub(shifted, magic))
+    value = series[0]
+    for term in (*series[1:], one):
+        value = fma_ir(builder, value, rest, term)
+    # The whole part lies in the low bits of `shifted`: added to the exponent.
+    whole = builder.shl(builder.bitcast(shifted, I32_LANES), ir.Constant(I32_LANES, [23] * LANES))
+    return builder.bitcast(builder.add(builder.bitcast(value, I32_LANES), whole), F32_LANES)
+
+
+_EXP2 = (
+    -126.0,
+    12582912.0,
+    # Minimax coefficients of 2^r - 1 on |r| ≤ 1/2 by relative error (found by weighted least squares)
+    0.009582853220664227,
+    0.05590642620810234,
+    0.2402409861776472,
+    0.6931241932253028,
+    1.0,
+)
+
+
 def tree_ir(builder: Builder, value: Any, combine: Any) -> Any:
     """Fold 16 lanes to one: halves onto halves, 8, 4, 2, 1."""
     width = LANES
@@ -160,12 +186,6 @@ def load_f32(context: Any, address: Any) -> Any:
 
 
 @intrinsic
-def load_f16(context: Any, address: Any) -> Any:
-    """16 half floats at an address, widened."""
-    return f32x16(types.int64), lambda _c, b, _s, a: b.fpext(load(b, a[0], F16_LANES), F32_LANES)
-
-
-@intrinsic
 def store_f32(context: Any, address: Any, value: Any) -> Any:
     """Store 16 floats."""
 
@@ -177,17 +197,26 @@ def store_f32(context: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
-def store_f16(context: Any, address: Any, value: Any) -> Any:
-    """Round to half and store; what exceeds the range is held at ±65504."""
+def load_i32(context: Any, address: Any) -> Any:
+    """16 integers of 32 bits at an address."""
+    return i32x16(types.int64), lambda _c, b, _s, a: load(b, a[0], I32_LANES)
+
+
+@intrinsic
+def store_i32(context: Any, address: Any, value: Any) -> Any:
+    """Store 16 integers of 32 bits."""
 
     def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
-        top, bottom = (ir.Constant(F32_LANES, [limit] * LANES) for limit in (65504.0, -65504.0))
-        value = b.select(b.fcmp_ordered("<", a[1], top), a[1], top)
-        value = b.select(b.fcmp_ordered(">", value, bottom), value, bottom)
-        store(b, b.fptrunc(value, F16_LANES), a[0])
+        store(b, a[1], a[0])
         return c.get_dummy_value()
 
-    return types.none(types.int64, f32x16), codegen
+    return types.none(types.int64, i32x16), codegen
+
+
+@intrinsic
+def as_f32(context: Any, x: Any) -> Any:
+    """Integers rounded to floats."""
+    return f32x16(i32x16), lambda _c, b, _s, a: b.sitofp(a[0], F32_LANES)
 
 
 @intrinsic
@@ -206,6 +235,22 @@ def store_i8(context: Any, address: Any, value: Any) -> Any:
         return c.get_dummy_value()
 
     return types.none(types.int64, i32x16), codegen
+
+
+@intrinsic
+def scatter_i8(context: Any, address: Any, value: Any, run: Any, stride: Any) -> Any:
+    """The low byte of each lane in runs of `run` (1 or 4) bytes, `stride` bytes apart."""
+    width = run.literal_value
+    kind = ir.VectorType(ir.IntType(8 * width), LANES // width)
+
+    def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        runs = b.bitcast(b.trunc(a[1], ir.VectorType(I8, LANES)), kind)
+        for index in range(kind.count):
+            target = b.add(a[0], b.mul(a[3], ir.Constant(I64, index)))
+            store(b, b.extract_element(runs, ir.Constant(I32, index)), target)
+        return c.get_dummy_value()
+
+    return types.none(types.int64, i32x16, run, types.int64), codegen
 
 
 @intrinsic
@@ -230,6 +275,12 @@ def fma(context: Any, x: Any, y: Any, z: Any) -> Any:
 def exp(context: Any, x: Any) -> Any:
     """e^x, see `exp_ir`."""
     return f32x16(f32x16), lambda _c, b, _s, a: exp_ir(b, a[0])
+
+
+@intrinsic
+def exp2(context: Any, x: Any) -> Any:
+    """2^x for x ≤ 0, see `exp2_ir`."""
+    return f32x16(f32x16), lambda _c, b, _s, a: exp2_ir(b, a[0])
 
 
 @intrinsic
@@ -285,10 +336,41 @@ def shift_right(context: Any, x: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def low_bits(context: Any, x: Any, mask: Any) -> Any:
+    """x & mask."""
+
+    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        return b.and_(a[0], splat(b, b.trunc(a[1], I32), I32_LANES))
+
+    return i32x16(i32x16, types.int64), codegen
+
+
+@intrinsic
+def shift_left(context: Any, x: Any, bits: Any) -> Any:
+    """x · 2^bits."""
+
+    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        return b.shl(a[0], splat(b, b.trunc(a[1], I32), I32_LANES))
+
+    return i32x16(i32x16, types.int64), codegen
+
+
+@intrinsic
 def swap_pairs(context: Any, x: Any) -> Any:
     """Lanes 1, 0, 3, 2, …"""
     order = ir.Constant(I32_LANES, [lane ^ 1 for lane in range(LANES)])
     return f32x16(f32x16), lambda _c, b, _s, a: b.shuffle_vector(a[0], a[0], order)
+
+
+@intrinsic
+def fetch(context: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, see `prefetch`."""
+
+    def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        prefetch(b, a[0])
+        return c.get_dummy_value()
+
+    return types.none(types.int64), codegen
 
 
 @intrinsic
@@ -303,20 +385,6 @@ def write_f32(context: Any, address: Any, value: Any) -> Any:
 
     def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
         store(b, a[1], a[0])
-        return c.get_dummy_value()
-
-    return types.none(types.int64, types.float32), codegen
-
-
-@intrinsic
-def write_f16(context: Any, address: Any, value: Any) -> Any:
-    """Round one float to half and store it; what exceeds the range is held at ±65504."""
-
-    def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
-        top, bottom = ir.Constant(F32, 65504.0), ir.Constant(F32, -65504.0)
-        value = b.select(b.fcmp_ordered("<", a[1], top), a[1], top)
-        value = b.select(b.fcmp_ordered(">", value, bottom), value, bottom)
-        store(b, b.fptrunc(value, F16), a[0])
         return c.get_dummy_value()
 
     return types.none(types.int64, types.float32), codegen

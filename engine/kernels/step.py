@@ -7,10 +7,11 @@ that want logits: norm and quantise → LM head. A phase of one chunk is done at
 
 from typing import Any
 
-from engine.kernels import rows, simd, tiles
-from engine.kernels.attention import BLOCK_TOKENS, attend, write_keys, write_values
+from engine.kernels import amx, rows, simd, tiles
+from engine.kernels.attention import attend
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, jit
+from engine.kernels.kv import BLOCK_TOKENS, head_bytes, write_key, write_value
 from engine.kernels.matmul import sums_place, tile_place
 from engine.kernels.team import (
     CHUNK_BITS,
@@ -150,30 +151,32 @@ def _rotate_row(plan: int, layer: int, row: int) -> None:
     key = query + heads * head_dim * 4
     rows.rotate_row(key, angles, kv_heads, head_dim, rows.ONE, key)
     value = key + kv_heads * head_dim * 4
-    head_bytes = BLOCK_TOKENS * head_dim * 2
+    part_bytes = head_bytes(head_dim)
     slot = position % BLOCK_TOKENS
     target = (
         _word(plan, CACHE)
         + simd.read_i32(_word(plan, ROW_BLOCKS) + row * 4) * _word(plan, BLOCK_BYTES)
-        + layer * 2 * kv_heads * head_bytes
+        + layer * 2 * kv_heads * part_bytes
     )
     for head in range(kv_heads):
-        write_keys(key + head * head_dim * 4, head_dim, slot, target + head * head_bytes)
-        write_values(value + head * head_dim * 4, head_dim, slot, target + (kv_heads + head) * head_bytes)
+        write_key(key + head * head_dim * 4, head_dim, slot, target + head * part_bytes)
+        write_value(value + head * head_dim * 4, head_dim, slot, target + (kv_heads + head) * part_bytes)
 
 
 @inline
-def _attend(plan: int, layer: int, chunk: int, scratch: int) -> None:
+def _attend(isa: Isa, plan: int, layer: int, chunk: int, scratch: int) -> None:
     heads, kv_heads, head_dim = _word(plan, HEADS), _word(plan, KV_HEADS), _word(plan, HEAD_DIM)
     # Later tiles of a prompt see more keys: the long ones first, so that threads finish together.
     tile = _word(plan, TILES) + (_word(plan, NUM_TILES) - 1 - chunk // kv_heads) * TILE_WORDS * 8
     head, row = chunk % kv_heads, _word(tile, TILE_ROW)
     group = heads // kv_heads
     stride = (heads + 2 * kv_heads) * head_dim * 4
-    head_bytes = BLOCK_TOKENS * head_dim * 2
+    part_bytes = head_bytes(head_dim)
     first = head * group * head_dim * 4
-    keys_at = layer * 2 * kv_heads * head_bytes + head * head_bytes
+    keys_at = layer * 2 * kv_heads * part_bytes + head * part_bytes
     attend(
+        isa,
+        _word(plan, TILE_CONFIGS),
         _word(plan, QKV) + row * stride + first,
         stride,
         _word(tile, TILE_COUNT),
@@ -184,7 +187,7 @@ def _attend(plan: int, layer: int, chunk: int, scratch: int) -> None:
         _word(plan, CACHE),
         _word(plan, BLOCK_BYTES),
         keys_at,
-        keys_at + kv_heads * head_bytes,
+        keys_at + kv_heads * part_bytes,
         _word(plan, MIXED) + row * heads * head_dim * 4 + first,
         heads * head_dim * 4,
         scratch,
@@ -214,7 +217,7 @@ def multiply_chunk(
     x, sums, scales = _word(plan, QUANTISED), _word(plan, SUMS), _word(plan, SCALES)
     begin = chunk % across * per_chunk
     spare = scratch + GATE_UP_BYTES
-    tiles.begin(isa, form, _word(plan, TILE_CONFIGS))
+    amx.begin(isa, tiles.config_of(form), _word(plan, TILE_CONFIGS))
     for panel in range(begin, min(begin + per_chunk, num_panels)):
         weights = data + panel * panel_bytes
         side, stride = out + panel * 64, out_stride
@@ -224,7 +227,7 @@ def multiply_chunk(
         if unit == 2 and panel % 2 == 1:
             target = out + first * out_stride + panel // 2 * 64
             rows.gate_rows(scratch, scratch + MATRIX_ROWS * 64, last - first, target, out_stride)
-    tiles.end(isa)
+    amx.end(isa)
 
 
 @jit
@@ -251,7 +254,7 @@ def run_chunk(isa: Isa, plan: int, index: int, chunk: int, scratch: int) -> None
         return
     record = _word(plan, LAYERS) + layer * LAYER_WORDS * 8
     if phase == ATTEND:
-        _attend(plan, layer, chunk, scratch)
+        _attend(isa, plan, layer, chunk, scratch)
     elif _is_matrix(phase):
         matrix = record + _matrix_of(phase) * 8
         unit, add, out, stride = 1, 1, _word(plan, HIDDEN_ROWS), hidden * 4

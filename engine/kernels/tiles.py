@@ -8,10 +8,10 @@ float an output are one byte: two products. Those with a float a block: their su
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 
-from engine.kernels import simd
+from engine.kernels import amx, simd
+from engine.kernels.amx import TILE_BYTES
 from engine.kernels.isa import Isa
 from engine.kernels.jit import cgutils, inline, intrinsic, jit, overload, types
 from engine.kernels.matmul import (
@@ -45,7 +45,6 @@ MAX_TILES = 32
 LIMBS = (2, 0, 1)
 """Bytes of a weight in the tiles, by form; none where weights are not whole integers."""
 SUM_TILES = 4
-TILE_BYTES = 1024
 PARTIAL_BYTES = MAX_TILES * TILE_BYTES
 LAG = 2
 """A tile's integers are read so many blocks after they were stored: a tile store is not forwarded to a load, which
@@ -57,65 +56,8 @@ Q8_BYTES = BLOCK_BYTES[Q8_0] + 128
 """One block of an 8-bit panel ready for the tiles: integers, then factor and addend as floats."""
 
 
-CONFIG_BYTES = 3 * 64
-
-
-def tile_configs() -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """64-byte tile configurations, by form.
-
-    FACTORED and CHANNEL: 0 to 3 sums, 4 and 5 rows, 6 and 7 weights, all of 16 × 64 bytes. Q8_0: 0 and 1 sums, 4 and 5
-    rows (32 columns), 6 weights (8 rows).
-    """
-    configs = np.zeros((3, 64), np.uint8)
-    configs[:, 0] = 1
-    for config, (columns, weight_rows) in zip(configs, ((64, 16), (32, 8), (64, 16)), strict=True):
-        num_bytes, num_rows = config[16:48].view(np.uint16), config[48:56]
-        num_bytes[:8], num_rows[:8] = (64,) * 4 + (columns,) * 2 + (64,) * 2, (16,) * 6 + (weight_rows,) * 2
-    return configs
-
-
-def _tile(index: int) -> Any:
-    return ir.Constant(I8, index)
-
-
-def _emit(builder: Builder, name: str, *args: Any) -> None:
-    simd.call(builder, f"llvm.x86.{name}", ir.VoidType(), list(args))
-
-
-def _load(builder: Builder, tile: int, address: Any, stride: int = 64) -> None:
-    _emit(
-        builder, "tileloadd64", _tile(tile), builder.inttoptr(address, simd.POINTER), ir.Constant(I64, stride)
-    )
-
-
-def _store(builder: Builder, tile: int, address: Any) -> None:
-    _emit(builder, "tilestored64", _tile(tile), builder.inttoptr(address, simd.POINTER), ir.Constant(I64, 64))
-
-
 def _at(builder: Builder, base: Any, index: Any, num_bytes: int) -> Any:
     return builder.add(base, builder.mul(index, ir.Constant(I64, num_bytes)))
-
-
-@intrinsic
-def configure(context: Any, address: Any) -> Any:
-    """Load a tile configuration."""
-
-    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _emit(b, "ldtilecfg", b.inttoptr(args[0], simd.POINTER))
-        return c.get_dummy_value()
-
-    return types.none(types.int64), codegen
-
-
-@intrinsic
-def release(context: Any) -> Any:
-    """Give the tile registers up, so that a thread switch need not save them."""
-
-    def codegen(c: Any, b: Builder, _s: Any, _args: Any) -> Any:
-        _emit(b, "tilerelease")
-        return c.get_dummy_value()
-
-    return types.none(), codegen
 
 
 @intrinsic
@@ -196,20 +138,20 @@ def _multiply_steps(context: Any, form: Any, weights: Any, steps: Any, rows: Any
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         _, weights_, steps_, rows_, spill_ = args
         for tile in range(2 * limbs):
-            _emit(b, "tilezero", _tile(tile))
+            amx.zero(b, tile)
         with cgutils.for_range(b, steps_) as loop:
             x, w = _at(b, rows_, loop.index, STEP_BYTES), _at(b, weights_, loop.index, limbs * TILE_BYTES)
-            _load(b, 4, x, ROW_STEP_BYTES)
-            _load(b, 6, w)
-            _emit(b, "tdpbssd", _tile(0), _tile(4), _tile(6))
-            _load(b, 5, simd.offset(b, x, LIMB_BYTES), ROW_STEP_BYTES)
-            _emit(b, "tdpbssd", _tile(1), _tile(5), _tile(6))
+            amx.load(b, 4, x, ROW_STEP_BYTES)
+            amx.load(b, 6, w)
+            amx.dot(b, "ss", 0, 4, 6)
+            amx.load(b, 5, simd.offset(b, x, LIMB_BYTES), ROW_STEP_BYTES)
+            amx.dot(b, "ss", 1, 5, 6)
             if limbs == 2:
-                _load(b, 7, simd.offset(b, w, TILE_BYTES))
-                _emit(b, "tdpbssd", _tile(2), _tile(4), _tile(7))
-                _emit(b, "tdpbssd", _tile(3), _tile(5), _tile(7))
+                amx.load(b, 7, simd.offset(b, w, TILE_BYTES))
+                amx.dot(b, "ss", 2, 4, 7)
+                amx.dot(b, "ss", 3, 5, 7)
         for tile in range(2 * limbs):
-            _store(b, tile, simd.offset(b, spill_, tile * TILE_BYTES))
+            amx.store(b, tile, simd.offset(b, spill_, tile * TILE_BYTES))
         return c.get_dummy_value()
 
     return types.none(form, *[types.int64] * 4), codegen
@@ -393,12 +335,12 @@ def _tile_by_q8(
         with cgutils.for_range(b, b.add(blocks_, ir.Constant(I64, LAG))) as loop:
             with b.if_then(b.icmp_signed("<", loop.index, blocks_)):
                 rows = block_of_rows(b, x_, loop.index)
-                _load(b, 6, _at(b, panel_, loop.index, Q8_BYTES))
+                amx.load(b, 6, _at(b, panel_, loop.index, Q8_BYTES))
                 for limb in (0, 1):
-                    _emit(b, "tilezero", _tile(limb))
-                    _load(b, 4 + limb, simd.offset(b, rows, LIMB_BYTES * limb), ROW_STEP_BYTES)
-                    _emit(b, "tdpbsud", _tile(limb), _tile(4 + limb), _tile(6))
-                    _store(b, limb, spill(loop.index, limb))
+                    amx.zero(b, limb)
+                    amx.load(b, 4 + limb, simd.offset(b, rows, LIMB_BYTES * limb), ROW_STEP_BYTES)
+                    amx.dot(b, "su", limb, 4 + limb, 6)
+                    amx.store(b, limb, spill(loop.index, limb))
             with b.if_then(b.icmp_signed(">=", loop.index, ir.Constant(I64, LAG))):
                 block = b.sub(loop.index, ir.Constant(I64, LAG))
                 weights = _at(b, panel_, block, Q8_BYTES)
@@ -438,6 +380,12 @@ def scratch_bytes(num_inputs: int) -> int:
     return SPILL_BYTES + max(factored, num_inputs // 32 * Q8_BYTES)
 
 
+@inline
+def config_of(form: int) -> int:
+    """Which configuration of the tiles products with weights of `form` want."""
+    return amx.HALF if form == Q8_0 else amx.FULL
+
+
 @jit
 def multiply_panel_by_tiles(
     form: int,
@@ -471,47 +419,15 @@ def multiply_panel_by_tiles(
         _tile_by_q8(count, expanded, num_blocks, a, s, f, o, out_stride, add, scratch)
 
 
-def begin(isa: Isa, form: int, configs: int) -> None:
-    """Ready the tiles, on a path that has them, for products with weights of `form`."""
-    raise NotImplementedError
-
-
-def end(isa: Isa) -> None:
-    """Undo `begin`."""
-    raise NotImplementedError
-
-
 def multiply(
     isa: Isa, form: int, first: int, last: int, panel: int, num_blocks: int, x: int, sums: int, scales: int, out: int,
     out_stride: int, add: int, scratch: int,
 ) -> None:  # fmt: skip
-    """`matmul.multiply_panel` the quickest way the path has. Between `begin` and `end`."""
+    """`matmul.multiply_panel` the quickest way the path has, with the tiles configured as `config_of(form)`."""
     raise NotImplementedError
 
 
 # Numba wants the implementation's parameters annotated as the overload's are.
-@overload(begin)
-def _begin(isa: Any, form: Any, configs: Any) -> Any:
-    def with_tiles(isa: Any, form: Any, configs: Any) -> None:
-        configure(configs + 64 * form)
-
-    def without(isa: Any, form: Any, configs: Any) -> None:
-        pass
-
-    return with_tiles if isa.tag == "amx" else without
-
-
-@overload(end)
-def _end(isa: Any) -> Any:
-    def with_tiles(isa: Any) -> None:
-        release()
-
-    def without(isa: Any) -> None:
-        pass
-
-    return with_tiles if isa.tag == "amx" else without
-
-
 @overload(multiply)
 def _multiply(
     isa: Any,

@@ -17,7 +17,7 @@ def warm(progress: Progress | None = None, isa: Isa | None = None) -> None:
         (rows.gate_rows, (i64,) * 5),
         (rows.rotate_row, (i64, i64, i64, i64, f32, i64)),
         (rows.embed, (i64,) * 3),
-        (attention.attend, (i64,) * 14),
+        (attention.attend, (tag, *(i64,) * 15)),
         (matmul.multiply_panel, (tag, *(i64,) * 11)),
         (team.sleep_until_woken, (i64,) * 2),
         (team.wake_helpers, (i64,) * 2),

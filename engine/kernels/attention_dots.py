@@ -1,0 +1,202 @@
+"""The integer products of attention by dot products of four bytes: few rows, or a machine without tiles."""
+
+from typing import Any
+
+from llvmlite import ir
+
+from engine.kernels import simd
+from engine.kernels.isa import Isa, IsaType
+from engine.kernels.jit import cgutils, inline, intrinsic, types
+from engine.kernels.kv import BLOCK_TOKENS, LIMB_BITS, limb_bytes
+from engine.kernels.matmul import DOT
+from engine.kernels.simd import F32, F32_LANES, I32, I32_LANES, I64, LANES
+
+Builder = Any
+PARTS = 3
+"""Sums kept apart: high times high, high times low, low times high. Low times low is left out by definition: as
+integers have 12 bits it is a tenth of what rounding them costs."""
+
+
+def _joined(builder: Builder, accs: list[Any]) -> Any:
+    high, first, second = (builder.load(acc) for acc in accs)
+    return joined(builder, high, builder.add(first, second))
+
+
+def joined(builder: Builder, high: Any, middle: Any) -> Any:
+    """The sum of products, in units of LIMB."""
+    return builder.add(builder.shl(high, ir.Constant(I32_LANES, [LIMB_BITS] * LANES)), middle)
+
+
+def _products(builder: Builder, dot: Any, accs: list[Any], unsigned: list[Any], signed: list[Any]) -> None:
+    """Add the products of two pairs of limbs (high, low)."""
+    for acc, i, j in zip(accs, (0, 0, 1), (0, 1, 0), strict=True):
+        builder.store(dot(builder, builder.load(acc), unsigned[i], signed[j]), acc)
+
+
+def _accs(builder: Builder, count: int) -> list[list[Any]]:
+    zero = ir.Constant(I32_LANES, [0] * LANES)
+    return [[cgutils.alloca_once_value(builder, zero) for _ in range(PARTS)] for _ in range(count)]
+
+
+def _quad(builder: Builder, base: Any, num_bytes: Any) -> Any:
+    return simd.splat(builder, simd.load(builder, builder.add(base, num_bytes), I32, 4), I32_LANES)
+
+
+@intrinsic
+def _score_rows(
+    context: Any, isa: Any, count: Any, high: Any, low: Any, head_dim: Any, keys: Any, scores: Any, ahead: Any
+) -> Any:
+    """`count` rows times 16 tokens of a block: scores[r] at a distance of 64 tokens."""
+    if not isinstance(isa, IsaType):
+        return None
+    dot, rows = DOT[isa.tag], count.literal_value
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        _, _, high_, low_, dims_, keys_, scores_, ahead_ = args
+        accs = _accs(b, rows)
+        low_keys = b.add(keys_, b.mul(dims_, ir.Constant(I64, BLOCK_TOKENS)))
+        with cgutils.for_range(b, b.lshr(dims_, ir.Constant(I64, 2))) as loop:
+            shift = b.mul(loop.index, ir.Constant(I64, 64))
+            key = []
+            for base in (keys_, low_keys):
+                at = b.add(base, shift)
+                simd.prefetch(b, b.add(at, ahead_))
+                key.append(simd.load(b, at, I32_LANES, 64))
+            dim = b.mul(loop.index, ir.Constant(I64, 4))
+            for r in range(rows):
+                row = b.add(dim, b.mul(dims_, ir.Constant(I64, r)))
+                _products(b, dot, accs[r], key, [_quad(b, base, row) for base in (high_, low_)])
+        for r in range(rows):
+            simd.store(b, _joined(b, accs[r]), simd.offset(b, scores_, 256 * r))
+        return c.get_dummy_value()
+
+    return types.none(isa, count, *[types.int64] * 6), codegen
+
+
+@intrinsic
+def _mix_rows(
+    context: Any,
+    isa: Any,
+    count: Any,
+    high: Any,
+    low: Any,
+    head_dim: Any,
+    first: Any,
+    num_first: Any,
+    second: Any,
+    num_second: Any,
+    shrinks: Any,
+    units: Any,
+    mixed: Any,
+    ahead: Any,
+    ahead_second: Any,
+) -> Any:
+    """`count` rows times all values of `num_first` and `num_second` groups of 4 tokens of two blocks."""
+    if not isinstance(isa, IsaType):
+        return None
+    dot, rows = DOT[isa.tag], count.literal_value
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        (
+            _,
+            _,
+            high_,
+            low_,
+            dims_,
+            first_,
+            num_first_,
+            second_,
+            num_second_,
+            shrinks_,
+            units_,
+            mixed_,
+            *aheads,
+        ) = args
+        limb = b.mul(dims_, ir.Constant(I64, BLOCK_TOKENS))
+        row_bytes = group_bytes = b.mul(dims_, ir.Constant(I64, 4))
+        with cgutils.for_range(b, b.lshr(dims_, ir.Constant(I64, 4))) as column:
+            shift = b.mul(column.index, ir.Constant(I64, 64))
+            accs = _accs(b, rows)
+            zero = ir.Constant(I32_LANES, [0] * LANES)
+            for row_accs in accs:
+                for acc in row_accs:
+                    b.store(zero, acc)
+            blocks = (
+                (first_, num_first_, 0, aheads[0]),
+                (second_, num_second_, BLOCK_TOKENS, aheads[1]),
+            )
+            for block, groups, skipped, ahead_ in blocks:
+                with cgutils.for_range(b, groups) as loop:
+                    here = b.add(b.add(block, shift), b.mul(loop.index, group_bytes))
+                    value = []
+                    for at in (here, b.add(here, limb)):
+                        simd.prefetch(b, b.add(at, ahead_))
+                        value.append(simd.load(b, at, I32_LANES, 64))
+                    token = b.add(b.mul(loop.index, ir.Constant(I64, 4)), ir.Constant(I64, skipped))
+                    for r in range(rows):
+                        at = simd.offset(b, token, 64 * r)
+                        _products(b, dot, accs[r], [_quad(b, base, at) for base in (high_, low_)], value)
+            for r in range(rows):
+                integer = _joined(b, accs[r])
+                spot = b.add(b.add(mixed_, shift), b.mul(row_bytes, ir.Constant(I64, r)))
+                shrink, unit = (
+                    simd.splat(b, simd.load(b, simd.offset(b, base, 4 * r), F32, 4), F32_LANES)
+                    for base in (shrinks_, units_)
+                )
+                old = b.fmul(simd.load(b, spot, F32_LANES), shrink)
+                simd.store(b, simd.fma_ir(b, b.sitofp(integer, F32_LANES), unit, old), spot)
+        return c.get_dummy_value()
+
+    return types.none(isa, count, *[types.int64] * 12), codegen
+
+
+@inline
+def score(
+    isa: Isa, begin: int, end: int, high: int, low: int, head_dim: int, first: int, second: int, num_tokens: int,
+    scores: int, ahead: int, ahead_second: int,
+) -> None:  # fmt: skip
+    """See `attention_products.score`."""
+    for part in range((num_tokens + 15) // 16):
+        keys = (first if part < 2 else second) + part % 2 * (limb_bytes(head_dim) // 2)
+        fetched = ahead if part < 2 else ahead_second
+        row = begin
+        while row < end:
+            h, w, s = high + row * head_dim, low + row * head_dim, scores + row * 256 + part * 64
+            if row + 4 <= end:
+                _score_rows(isa, 4, h, w, head_dim, keys, s, fetched)
+                row += 4
+            elif row + 3 == end:
+                _score_rows(isa, 3, h, w, head_dim, keys, s, fetched)
+                row += 3
+            elif row + 2 == end:
+                _score_rows(isa, 2, h, w, head_dim, keys, s, fetched)
+                row += 2
+            else:
+                _score_rows(isa, 1, h, w, head_dim, keys, s, fetched)
+                row += 1
+
+
+@inline
+def mix(
+    isa: Isa, begin: int, end: int, high: int, low: int, head_dim: int, first: int, second: int, num_tokens: int,
+    shrinks: int, units: int, mixed: int, ahead: int, ahead_second: int,
+) -> None:  # fmt: skip
+    """See `attention_products.mix`."""
+    groups = (num_tokens + 3) // 4
+    here, there = min(groups, BLOCK_TOKENS // 4), max(0, groups - BLOCK_TOKENS // 4)
+    row = begin
+    while row < end:
+        h, w = high + row * 64, low + row * 64
+        f, u, m = shrinks + row * 4, units + row * 4, mixed + row * head_dim * 4
+        if row + 4 <= end:
+            _mix_rows(isa, 4, h, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
+            row += 4
+        elif row + 3 == end:
+            _mix_rows(isa, 3, h, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
+            row += 3
+        elif row + 2 == end:
+            _mix_rows(isa, 2, h, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
+            row += 2
+        else:
+            _mix_rows(isa, 1, h, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
+            row += 1

@@ -1,0 +1,111 @@
+"""The integer products of attention on AMX tiles: 16 rows times 16 tokens, or times 16 dims of the values."""
+
+from typing import Any
+
+from llvmlite import ir
+
+from engine.kernels import amx, simd
+from engine.kernels.attention_dots import joined
+from engine.kernels.jit import cgutils, inline, intrinsic, types
+from engine.kernels.kv import BLOCK_TOKENS, limb_bytes
+from engine.kernels.simd import I32_LANES, I64
+
+Builder = Any
+MIN_ROWS = 8
+"""Fewer rows are quicker without tiles."""
+PLACE_BYTES = 2 * amx.TILE_BYTES
+SPILL_BYTES = 4 * PLACE_BYTES
+"""Sums of four tiles of products, each in two parts."""
+
+
+@intrinsic
+def _multiply(
+    context: Any, signs: Any, high: Any, low: Any, row_bytes: Any, columns_high: Any, columns_low: Any,
+    column_bytes: Any, steps: Any, spill: Any,
+) -> Any:  # fmt: skip
+    """16 rows times 16 columns over `steps` of 64; `signs` 0: rows signed, columns not; 1: the other way round."""
+    order = ("su", "us")[signs.literal_value]
+
+    def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        _, high_, low_, row_bytes_, columns_high_, columns_low_, column_bytes_, steps_, spill_ = args
+        for tile in range(2):
+            amx.zero(b, tile)
+        with cgutils.for_range(b, steps_) as loop:
+            along = b.mul(loop.index, ir.Constant(I64, 64))
+            down = b.mul(loop.index, b.mul(column_bytes_, ir.Constant(I64, 16)))
+            amx.load(b, 4, b.add(high_, along), row_bytes_)
+            amx.load(b, 6, b.add(columns_high_, down), column_bytes_)
+            amx.dot(b, order, 0, 4, 6)
+            amx.load(b, 7, b.add(columns_low_, down), column_bytes_)
+            amx.dot(b, order, 1, 4, 7)
+            amx.load(b, 5, b.add(low_, along), row_bytes_)
+            amx.dot(b, order, 1, 5, 6)
+        for tile in range(2):
+            amx.store(b, tile, simd.offset(b, spill_, tile * amx.TILE_BYTES))
+        return c.get_dummy_value()
+
+    return types.none(signs, *[types.int64] * 8), codegen
+
+
+@intrinsic
+def _whole(context: Any, spill: Any) -> Any:
+    """The whole integers of one row of a spill."""
+
+    def codegen(_c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        parts = [
+            simd.load(b, simd.offset(b, args[0], tile * amx.TILE_BYTES), I32_LANES, 64) for tile in range(2)
+        ]
+        return joined(b, *parts)
+
+    return simd.i32x16(types.int64), codegen
+
+
+def spare_bytes(head_dim: int) -> int:
+    """Working memory for one thread."""
+    return SPILL_BYTES + 4 * BLOCK_TOKENS * head_dim
+
+
+@inline
+def gather(first: int, second: int, head_dim: int, spare: int) -> None:
+    """Both blocks' values under each other, for a tile spans the two."""
+    limb, values = limb_bytes(head_dim), spare + SPILL_BYTES
+    for at in range(0, limb, 64):
+        simd.store_i32(values + at, simd.load_i32(first + at))
+        simd.store_i32(values + limb + at, simd.load_i32(second + at))
+        simd.store_i32(values + 2 * limb + at, simd.load_i32(first + limb + at))
+        simd.store_i32(values + 3 * limb + at, simd.load_i32(second + limb + at))
+
+
+@inline
+def score(
+    begin: int, end: int, high: int, low: int, head_dim: int, first: int, second: int, num_tokens: int, scores: int,
+    spill: int,
+) -> None:  # fmt: skip
+    """See `attention_products.score`."""
+    limb, parts = limb_bytes(head_dim), (num_tokens + 15) // 16
+    for part in range(parts):
+        keys = (first if part < 2 else second) + part % 2 * (limb // 2)
+        _multiply(0, high, low, head_dim, keys, keys + limb, 64, head_dim // 64, spill + part * PLACE_BYTES)
+    for part in range(parts):
+        for row in range(begin, end):
+            simd.store_i32(scores + row * 256 + part * 64, _whole(spill + part * PLACE_BYTES + row * 64))
+
+
+@inline
+def mix(
+    begin: int, end: int, high: int, low: int, head_dim: int, shrinks: int, units: int, mixed: int, spare: int
+) -> None:
+    """See `attention_products.mix`; after `gather`."""
+    limb, values = limb_bytes(head_dim), spare + SPILL_BYTES
+    for first in range(0, head_dim, 64):
+        for column in range(4):
+            v = values + (first + column * 16) * 4
+            place = spare + column * PLACE_BYTES
+            _multiply(1, high, low, 2 * BLOCK_TOKENS, v, v + 2 * limb, head_dim * 4, 1, place)
+        for row in range(begin, end):
+            shrink = simd.splat_f32(simd.read_f32(shrinks + row * 4))
+            unit = simd.splat_f32(simd.read_f32(units + row * 4))
+            for column in range(4):
+                spot = mixed + (row * head_dim + first + column * 16) * 4
+                integers = _whole(spare + column * PLACE_BYTES + row * 64)
+                simd.store_f32(spot, simd.fma(simd.as_f32(integers), unit, simd.load_f32(spot) * shrink))
