@@ -60,7 +60,7 @@ class BlockFormat:
     head_dim: int
     block_tokens: int
     payload_bytes: int
-    dtype: str = "f16"
+    dtype: str = "i12"
 
     def header_bytes(self, num_tokens: int) -> int:
         """Length of the header of a block that holds `num_tokens` tokens."""

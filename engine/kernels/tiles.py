@@ -38,8 +38,8 @@ MIN_ROWS = (8, 13, 8)
 """By form: fewer rows than this are quicker without tiles, for expanding a panel costs as much as some rows without."""
 MIN_REST = 3
 """Once a panel is expanded, tiles are quicker for so many rows left over."""
-MAX_STEPS = 12
-"""Steps of 64 inputs whose weights stay in the first cache while all rows pass: 24 KiB."""
+MAX_STEPS = 9
+"""Steps of 64 inputs whose weights stay in the first cache, with the rows that pass: 18 KiB."""
 MAX_TILES = 32
 """Tiles of rows in one call: bounds the partial sums kept between two stretches of inputs."""
 LIMBS = (2, 0, 1)
