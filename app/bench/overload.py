@@ -49,7 +49,7 @@ class OverloadOptions:
     slo_tpot_s: float = 0.1
     prompt_tokens: int = 128
     output_tokens: int = 32
-    first_rate: float = 6.0
+    first_rate: float = 8.0
     ramp_s: float = 12.0
     factor: float = 5.0
     duration_s: float = 60.0
@@ -202,8 +202,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
     right.set(xlabel="second of the overload", ylabel="requests that arrived in it")
     right.set_title(f"{overload['requests']} requests, {overload['broken']} broken")
     left.set_ylim(0, math.ceil(max(row["goodput_per_s"] for row in rows) * 1.2))
-    for axes in (left, right):
+    right.set_ylim(0, 1.4 * max(second["refused"] for second in seconds) + 20)
+    for axes, corner in ((left, "lower right"), (right, "upper right")):
         axes.axhline(0.9 * peak, linestyle="--", color="grey", label="90 % of the peak")
-        axes.legend()
+        axes.legend(loc=corner)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

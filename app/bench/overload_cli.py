@@ -14,7 +14,7 @@ def overload(
     threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 2,
     slo_ttft: Annotated[float, typer.Option(min=0.01, help="Objective, seconds.")] = 2.0,
     slo_tpot: Annotated[float, typer.Option(min=0.001, help="Objective, seconds.")] = 0.1,
-    first_rate: Annotated[float, typer.Option(min=0.1, help="Requests/s at which the ramp begins.")] = 6.0,
+    first_rate: Annotated[float, typer.Option(min=0.1, help="Requests/s at which the ramp begins.")] = 8.0,
     ramp: Annotated[float, typer.Option(min=1, help="Seconds of each rate of the ramp.")] = 12.0,
     factor: Annotated[float, typer.Option(min=1, help="How many times the peak arrives.")] = 5.0,
     duration: Annotated[float, typer.Option(min=1, help="Seconds of overload.")] = 60.0,

@@ -188,6 +188,27 @@ def test_who_would_be_late_is_refused_with_the_time_to_come_back() -> None:
     assert hurried == Refused("predicted_deadline", None)
 
 
+@pytest.mark.parametrize(("first_token_s", "num_queued"), [(None, 16), (2.0, 8)])
+def test_the_forecast_that_refuses_by_hand(first_token_s: float | None, num_queued: int) -> None:
+    queues = admission(ttft_target_s=10.0)
+    queues.offer(ticket(), ONE, 0.0)
+    queues.release(ONE, 0.0)
+    # 8 requests of 100 tokens in 4 busy seconds: 200 tokens and 2 sequences a second, so half a second for each.
+    queues.throughput.busy(4.0)
+    for _ in range(8):
+        queues.throughput.released(100, 1)
+    # A first sample of 2 s has a deviation of 1 s: 2 + 2 x 1 = 4 s are likely from release to first token.
+    if first_token_s is not None:
+        queues.first_token.observe(first_token_s)
+    # 80 % of 10 s are open: 16 x 0.5 s, or 8 x 0.5 s + 4 s, and not one more.
+    for _ in range(num_queued):
+        assert queues.offer(ticket(), ONE, 0.0) is None
+    assert queues.offer(ticket(), ONE, 0.0) == Refused("predicted_late", 0.5)
+    # The same 8.5 s against the caller's own limit.
+    assert queues.offer(ticket(deadline_at=8.4), ONE, 0.0) == Refused("predicted_deadline", None)
+    assert queues.offer(ticket(deadline_at=8.6), ONE, 0.0) == Refused("predicted_late", 0.5)
+
+
 def test_queued_work_that_nobody_waits_for_is_taken_out() -> None:
     queues = admission(ttft_target_s=10.0)
     running, patient, hurried = ticket(), ticket(), ticket(deadline_at=2.0)
