@@ -263,6 +263,87 @@ CASES.chat_tool_turn_back = async () => {
   assert.ok(told.choices[0].message.content);
 };
 
+CASES.responses_whole = async () => {
+  const answer = await sdk().responses.create({
+    model, instructions: "Answer in one sentence.", input: "What is the capital of France?", temperature: 0,
+  });
+  const turns = [
+    { role: "user", content: [{ type: "input_text", text: "Say a word." }] },
+    { role: "assistant", content: [{ type: "output_text", text: "Word.", annotations: [] }] },
+    { role: "user", content: "Another." },
+  ];
+  const cut = await sdk().responses.create({ model, input: turns, max_output_tokens: 1 });
+  assert.deepEqual([answer.object, answer.status, answer.error], ["response", "completed", null]);
+  assert.match(answer.output_text, /Paris/);
+  assert.equal(answer.usage.total_tokens, answer.usage.input_tokens + answer.usage.output_tokens);
+  assert.ok(answer.usage.input_tokens_details.cached_tokens >= 0);
+  assert.equal(answer.usage.output_tokens_details.reasoning_tokens, 0);
+  assert.deepEqual([cut.status, cut.incomplete_details.reason], ["incomplete", "max_output_tokens"]);
+  assert.equal(cut.usage.output_tokens, 1);
+};
+
+CASES.responses_stream = async () => {
+  const fields = { model, input: ASK, temperature: 0 };
+  const whole = await sdk().responses.create(fields);
+  const events = await all(await sdk().responses.create({ ...fields, stream: true }));
+  const final = await sdk().responses.stream(fields).finalResponse();
+  assert.deepEqual(events.map((event) => event.sequence_number), events.map((_, number) => number));
+  const kinds = events.map((event) => event.type.replace("response.", ""));
+  assert.deepEqual(kinds.slice(0, 4), ["created", "in_progress", "output_item.added", "content_part.added"]);
+  assert.deepEqual(kinds.slice(-4), ["output_text.done", "content_part.done", "output_item.done", "completed"]);
+  assert.deepEqual([...new Set(kinds.slice(4, -4))], ["output_text.delta"]);
+  assert.equal(events.slice(4, -4).map((event) => event.delta).join(""), whole.output_text);
+  assert.equal(final.output_text, whole.output_text);
+  assert.equal(events.at(-1).response.usage.output_tokens, whole.usage.output_tokens);
+};
+
+CASES.responses_parse_into_a_model = async () => {
+  const schema = {
+    type: "object",
+    properties: { is_city: { type: "boolean" }, size: { type: ["integer", "null"] } },
+    required: ["is_city", "size"],
+    additionalProperties: false,
+  };
+  const answer = await sdk().responses.parse({
+    model, input: ASK, text: { format: { type: "json_schema", name: "answer", strict: true, schema } }, temperature: 0,
+    max_output_tokens: 100,
+  });
+  assert.equal(typeof JSON.parse(answer.output_text).is_city, "boolean");
+  assert.deepEqual(Object.keys(JSON.parse(answer.output_text)).sort(), ["is_city", "size"]);
+};
+
+CASES.responses_tool_round_trip = async () => {
+  const tool = { type: "function", ...WEATHER.function };
+  const fields = { model, tools: [tool], temperature: 0, max_output_tokens: 120 };
+  const must = { tool_choice: "required", parallel_tool_calls: false, input: ASK };
+  const asked = await sdk().responses.create({ ...fields, ...must });
+  const events = await all(await sdk().responses.create({ ...fields, ...must, stream: true }));
+  assert.equal(asked.output.length, 1);
+  const [call] = asked.output;
+  const result = { type: "function_call_output", call_id: call.call_id, output: '{"sky": "blue"}' };
+  const told = await sdk().responses.create({ ...fields, input: [...ASK, call, result], tool_choice: "none" });
+  assert.deepEqual([call.type, call.name, call.status], ["function_call", "get_weather", "completed"]);
+  assert.ok(["celsius", "fahrenheit"].includes(JSON.parse(call.arguments).unit));
+  const deltas = events.filter((event) => event.type === "response.function_call_arguments.delta");
+  assert.equal(deltas.map((event) => event.delta).join(""), call.arguments);
+  const [done] = events.filter((event) => event.type === "response.function_call_arguments.done");
+  assert.equal(done.arguments, call.arguments);
+  assert.equal(events.at(-1).response.output[0].name, "get_weather");
+  assert.ok(told.output_text);
+};
+
+CASES.responses_refuse_by_name = async () => {
+  for (const [more, param] of [
+    [{ previous_response_id: "resp_1" }, "previous_response_id"],
+    [{ store: true }, "store"],
+    [{ tools: [{ type: "web_search" }] }, "tools[0].type"],
+    [{ background: true, stream: true }, "background"],
+  ]) {
+    const error = await raised(OpenAI.BadRequestError, sdk().responses.create({ model, input: "a", ...more }));
+    assert.deepEqual([error.code, error.param], ["unsupported_parameter", param]);
+  }
+};
+
 CASES.completions_whole = async () => {
   const answer = await sdk().completions.create({
     model, prompt: ["Once upon", "In the beginning"], n: 2, seed: 1, max_tokens: 5, logprobs: 2,
@@ -304,11 +385,34 @@ CASES.one_token = async () => {
 
 CASES.prompt_logprobs_leave_the_service_up = async () => {
   const fields = { model, prompt: "One two three", max_tokens: 3 };
-  const error = await raised(
-    OpenAI.BadRequestError, sdk().completions.create({ ...fields, prompt_logprobs: 2 }),
-  );
-  assert.equal(error.param, "prompt_logprobs");
+  const [first, ...others] = (await sdk().completions.create({ ...fields, prompt_logprobs: 2 })).choices[0].prompt_logprobs;
+  assert.equal(first, null);
+  assert.equal(others.length, 2);
+  for (const place of others) {
+    const ranks = Object.values(place).map((entry) => entry.rank);
+    assert.ok(ranks.includes(1) && ranks.includes(2));
+    assert.ok(Object.values(place).every((entry) => entry.logprob <= 0));
+  }
   assert.equal((await sdk().completions.create(fields)).usage.completion_tokens, 3);
+};
+
+CASES.completions_echo = async () => {
+  const fields = { model, prompt: "One two three", temperature: 0, logprobs: 2, echo: true };
+  const alone = await sdk().completions.create({ ...fields, max_tokens: 0 });
+  const whole = (await sdk().completions.create({ ...fields, max_tokens: 4 })).choices[0];
+  const chunks = await all(await sdk().completions.create({ ...fields, max_tokens: 4, stream: true }));
+  const again = (await sdk().completions.create({ ...fields, prompt: whole.text, max_tokens: 0 })).choices[0];
+  const choice = alone.choices[0];
+  assert.deepEqual([choice.text, choice.finish_reason], ["One two three", "length"]);
+  assert.deepEqual([alone.usage.prompt_tokens, alone.usage.completion_tokens], [3, 0]);
+  assert.deepEqual(choice.logprobs.tokens, ["One", " two", " three"]);
+  assert.deepEqual(choice.logprobs.text_offset, [0, 3, 7]);
+  assert.deepEqual([choice.logprobs.token_logprobs[0], choice.logprobs.top_logprobs[0]], [null, null]);
+  assert.equal(whole.logprobs.tokens.join(""), whole.text);
+  assert.deepEqual(again.logprobs.token_logprobs, whole.logprobs.token_logprobs);
+  assert.equal(chunks.map((chunk) => chunk.choices[0].text).join(""), whole.text);
+  const streamed = chunks.flatMap((chunk) => chunk.choices[0].logprobs?.token_logprobs ?? []);
+  assert.deepEqual(streamed, whole.logprobs.token_logprobs);
 };
 
 CASES.models = async () => {

@@ -327,6 +327,104 @@ def chat_tool_turn_back(access: Access) -> None:
 
 
 @case
+def responses_whole(access: Access) -> None:
+    with access.sdk() as sdk:
+        answer = sdk.responses.create(
+            model=access.model,
+            instructions="Answer in one sentence.",
+            input="What is the capital of France?",
+            temperature=0,
+        )
+        turns: Any = [
+            {"role": "user", "content": [{"type": "input_text", "text": "Say a word."}]},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "Word.", "annotations": []}]},
+            {"role": "user", "content": "Another."},
+        ]
+        cut = sdk.responses.create(model=access.model, input=turns, max_output_tokens=1)
+    assert (answer.object, answer.status, answer.error) == ("response", "completed", None)
+    assert "Paris" in answer.output_text
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+    assert answer.usage.input_tokens_details.cached_tokens >= 0
+    assert answer.usage.output_tokens_details.reasoning_tokens == 0
+    assert cut.status == "incomplete"
+    assert cut.incomplete_details is not None
+    assert cut.incomplete_details.reason == "max_output_tokens"
+    assert cut.usage is not None
+    assert cut.usage.output_tokens == 1
+
+
+@case
+def responses_stream(access: Access) -> None:
+    fields: Any = {"model": access.model, "input": ASK, "temperature": 0}
+    with access.sdk() as sdk:
+        whole = sdk.responses.create(**fields)
+        events: list[Any] = list(sdk.responses.create(**fields, stream=True))
+        with sdk.responses.stream(**fields) as stream:
+            for _event in stream:
+                pass
+            final = stream.get_final_response()
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type.removeprefix("response.") for event in events]
+    assert kinds[:4] == ["created", "in_progress", "output_item.added", "content_part.added"]
+    assert kinds[-4:] == ["output_text.done", "content_part.done", "output_item.done", "completed"]
+    assert set(kinds[4:-4]) == {"output_text.delta"}
+    assert "".join(event.delta for event in events[4:-4]) == whole.output_text == final.output_text
+    assert whole.usage is not None
+    assert events[-1].response.usage.output_tokens == whole.usage.output_tokens
+
+
+@case
+def responses_parse_into_a_model(access: Access) -> None:
+    class Answer(BaseModel):
+        is_city: bool
+        size: int | None
+
+    with access.sdk() as sdk:
+        answer = sdk.responses.parse(
+            model=access.model, input=ASK, text_format=Answer, temperature=0, max_output_tokens=100
+        )
+    assert isinstance(answer.output_parsed, Answer)
+
+
+@case
+def responses_tool_round_trip(access: Access) -> None:
+    tool = {"type": "function", **WEATHER["function"]}
+    fields: Any = {"model": access.model, "tools": [tool], "temperature": 0, "max_output_tokens": 120}
+    must: Any = {"tool_choice": "required", "parallel_tool_calls": False}
+    with access.sdk() as sdk:
+        asked = sdk.responses.create(**fields, **must, input=ASK)
+        events: list[Any] = list(sdk.responses.create(**fields, **must, input=ASK, stream=True))
+        (call,) = asked.output
+        assert call.type == "function_call"
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": '{"sky": "blue"}'}
+        told = sdk.responses.create(**fields, input=[*ASK, call, result], tool_choice="none")
+    assert (call.name, call.status) == ("get_weather", "completed")
+    assert json.loads(call.arguments)["unit"] in ("celsius", "fahrenheit")
+    deltas = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == call.arguments
+    (done,) = [e for e in events if e.type == "response.function_call_arguments.done"]
+    assert done.arguments == call.arguments
+    assert events[-1].response.output[0].name == "get_weather"
+    assert told.output_text
+
+
+@case
+def responses_refuse_by_name(access: Access) -> None:
+    fields: Any = {"model": access.model, "input": "a"}
+    with access.sdk() as sdk:
+        for more, param in (
+            ({"previous_response_id": "resp_1"}, "previous_response_id"),
+            ({"store": True}, "store"),
+            ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+            ({"background": True, "stream": True}, "background"),
+        ):
+            with raises(openai.BadRequestError) as caught:
+                sdk.responses.create(**fields, **more)
+            assert (caught[0].code, caught[0].param) == ("unsupported_parameter", param)
+
+
+@case
 def completions_whole(access: Access) -> None:
     with access.sdk() as sdk:
         answer = sdk.completions.create(
@@ -381,12 +479,48 @@ def one_token(access: Access) -> None:
 def prompt_logprobs_leave_the_service_up(access: Access) -> None:
     with access.sdk() as sdk:
         fields: Any = {"model": access.model, "prompt": "One two three", "max_tokens": 3}
-        with raises(openai.BadRequestError) as caught:
-            sdk.completions.create(**fields, extra_body={"prompt_logprobs": 2})
-        assert caught[0].param == "prompt_logprobs"
+        scored: Any = sdk.completions.create(**fields, extra_body={"prompt_logprobs": 2}).choices[0]
+        tokens = scored.prompt_logprobs
+        assert tokens[0] is None
+        assert len(tokens) == 3
+        for place in tokens[1:]:
+            # The two likeliest, and the prompt's own where it is neither.
+            assert len(place) in (2, 3)
+            assert {entry["rank"] for entry in place.values()} >= {1, 2}
+            assert all(entry["logprob"] <= 0 for entry in place.values())
         usage = sdk.completions.create(**fields).usage
     assert usage is not None
     assert usage.completion_tokens == 3
+
+
+@case
+def completions_echo(access: Access) -> None:
+    with access.sdk() as sdk:
+        fields: Any = {"model": access.model, "prompt": "One two three", "temperature": 0, "logprobs": 2}
+        alone = sdk.completions.create(**fields, echo=True, max_tokens=0)
+        whole = sdk.completions.create(**fields, echo=True, max_tokens=4).choices[0]
+        chunks = [
+            chunk.choices[0]
+            for chunk in sdk.completions.create(**fields, echo=True, max_tokens=4, stream=True)
+        ]
+        again = sdk.completions.create(**{**fields, "prompt": whole.text}, echo=True, max_tokens=0).choices[0]
+    choice = alone.choices[0]
+    assert (choice.text, choice.finish_reason) == ("One two three", "length")
+    assert alone.usage is not None
+    assert (alone.usage.prompt_tokens, alone.usage.completion_tokens) == (3, 0)
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens == ["One", " two", " three"]
+    assert choice.logprobs.text_offset == [0, 3, 7]
+    assert (choice.logprobs.token_logprobs or [0])[0] is None
+    assert (choice.logprobs.top_logprobs or [{}])[0] is None
+    # The answer's tokens score the same as if they had been the prompt's.
+    assert whole.logprobs is not None
+    assert "".join(whole.logprobs.tokens or []) == whole.text
+    assert again.logprobs is not None
+    assert again.logprobs.token_logprobs == whole.logprobs.token_logprobs
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    streamed = [value for chunk in chunks if chunk.logprobs for value in chunk.logprobs.token_logprobs or []]
+    assert streamed == whole.logprobs.token_logprobs
 
 
 @case
