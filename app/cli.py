@@ -12,6 +12,8 @@ from app.models.cli import models_app
 from app.pool_cli import pool_app
 from app.requests.cli import requests_app
 from app.tenancy.cli import keys_app
+from app.tenancy.tenants_cli import tenants_app
+from app.tenancy.usage_cli import usage
 from app.twin.cli import twin_app
 from app.twin.fabric_cli import fabric_app
 from engine.protocol import Role
@@ -30,10 +32,13 @@ for sub_app, name in (
     (pool_app, "pool"),
     (requests_app, "requests"),
     (keys_app, "keys"),
+    (tenants_app, "tenants"),
     (fabric_app, "fabric"),
     (twin_app, "twin"),
 ):
     app.add_typer(sub_app, name=name)
+
+app.command()(usage)
 
 MIB = 1 << 20
 

@@ -8,13 +8,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from app.errors import InvalidRequestError
 from app.tenancy import shown
 from app.tenancy.limits import Limit
 from app.tenancy.prices import Price, to_nano
 from app.tenancy.principal import caller
 from app.tenancy.tenancy import Tenancy
-from app.tenancy.usage import Group, usage
+from app.tenancy.usage import groups_of, usage
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 MONEY = r"^[0-9]{1,7}([.][0-9]{1,12})?$"
@@ -242,7 +241,7 @@ def admin_router(tenancy: Tenancy) -> APIRouter:
         """What was used, from the ledger."""
         rows = await usage(
             tenancy.database,
-            _groups(group_by),
+            groups_of(group_by),
             first_day=first_day.isoformat() if first_day else None,
             last_day=last_day.isoformat() if last_day else None,
             tenant=tenant,
@@ -254,18 +253,9 @@ def admin_router(tenancy: Tenancy) -> APIRouter:
     @router.get("/api/usage")
     async def own_usage(group_by: str = "model,day") -> dict[str, Any]:
         """What the caller's tenant used."""
-        return {"usage": await usage(tenancy.database, _groups(group_by), tenant=caller().tenant_id)}
+        return {"usage": await usage(tenancy.database, groups_of(group_by), tenant=caller().tenant_id)}
 
     return router
-
-
-def _groups(text: str) -> list[Group]:
-    groups: list[Any] = [part.strip() for part in text.split(",") if part.strip()]
-    known = ("tenant", "user", "key", "model", "day", "endpoint", "status")
-    for group in groups:
-        if group not in known:
-            raise InvalidRequestError(f"group_by: {group!r} is none of {', '.join(known)}", param="group_by")
-    return list(dict.fromkeys(groups))
 
 
 def _given(body: BaseModel) -> dict[str, Any]:

@@ -1,25 +1,27 @@
 """`cloudmatrix keys`: tenants' API keys, straight in the database: the way to the first one."""
 
-import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Annotated
+import time
+from typing import Annotated, Any
 
 import typer
 
-from app.errors import ConflictError, GatewayError
-from app.tenancy.database import Database, database_url, migrate
-from app.tenancy.pepper import load_pepper
+from app.errors import ConflictError
+from app.tenancy import shown
+from app.tenancy.door import DATA_DIR, DatabaseUrl, DataDir, Door, Pepper, Redis
 from app.tenancy.registry import Registry
+from app.tenancy.tables import KeyRow
 
 keys_app = typer.Typer(help="API keys of tenants.", no_args_is_help=True)
 
-DataDir = Annotated[Path, typer.Option(envvar="CLOUDMATRIX_DATA_DIR", help="The service's data folder.")]
-DatabaseUrl = Annotated[str | None, typer.Option(envvar="CLOUDMATRIX_DATABASE_URL", show_envvar=True)]
-Pepper = Annotated[str | None, typer.Option(envvar="CLOUDMATRIX_KEY_PEPPER", show_envvar=True)]
-_DATA_DIR = Path("~/.local/share/cloudmatrix")
+_DAY_S = 86400
+Models = Annotated[str | None, typer.Option(help="Only these, comma-separated; '' opens all.")]
+Networks = Annotated[
+    str | None, typer.Option(help="Only from these addresses or ranges (10.1.0.0/16); '' opens all.")
+]
+Endpoints = Annotated[str | None, typer.Option(help="Only these paths (/v1/chat/*); '' opens all.")]
+Days = Annotated[float | None, typer.Option(min=0, help="Ends this many days from now; 0: never.")]
 
 
 @keys_app.command()
@@ -27,70 +29,84 @@ def create(
     tenant: Annotated[str, typer.Option(help="Whose key; made if there is none of that name.")] = "default",
     name: Annotated[str, typer.Option(help="What it is for.")] = "command line",
     admin: Annotated[bool, typer.Option("--admin", help="It opens the admin API, too.")] = False,
-    data_dir: DataDir = _DATA_DIR,
+    models: Models = None,
+    networks: Networks = None,
+    endpoints: Endpoints = None,
+    days: Days = None,
+    data_dir: DataDir = DATA_DIR,
     database: DatabaseUrl = None,
     pepper: Pepper = None,
+    redis: Redis = None,
 ) -> None:
-    """Make a key and print it, this once. A running gateway takes it within 5 s."""
+    """Make a key and print it, this once. Running gateways take it at once."""
+    scopes = _scopes(models, networks, endpoints, days)
 
     async def make(registry: Registry) -> str:
         with contextlib.suppress(ConflictError):  # it exists, which is as good
             await registry.create_tenant(tenant, tenant, weight=1.0, tier=0)
-        return (await registry.issue_key(tenant, name, is_admin=admin)).key
+        return (await registry.issue_key(tenant, name, is_admin=admin, **scopes)).key
 
-    typer.echo(_with_registry(make, data_dir, database, pepper))
+    typer.echo(Door(data_dir, database, pepper, redis).change(make))
 
 
 @keys_app.command("list")
-def list_keys(data_dir: DataDir = _DATA_DIR, database: DatabaseUrl = None, pepper: Pepper = None) -> None:
+def list_keys(
+    tenant: Annotated[str | None, typer.Option(help="Only this one's.")] = None,
+    data_dir: DataDir = DATA_DIR,
+    database: DatabaseUrl = None,
+    pepper: Pepper = None,
+) -> None:
     """All keys, by what may be shown of them, as JSON."""
+    rows = Door(data_dir, database, pepper).read(lambda _, registry: registry.keys(tenant))
+    typer.echo(json.dumps({"keys": [shown.key(row) for row in rows]}))
 
-    async def collect(registry: Registry) -> str:
-        rows = await registry.keys(None)
-        shown = ("id", "tenant_id", "name", "is_admin", "expires_at", "revoked_at", "last_used_at")
-        return json.dumps(
-            {
-                "keys": [
-                    {
-                        **{field: getattr(row, field) for field in shown},
-                        "shown": f"{row.prefix}…{row.last_four}",
-                    }
-                    for row in rows
-                ]
-            }
-        )
 
-    typer.echo(_with_registry(collect, data_dir, database, pepper))
+@keys_app.command()
+def change(
+    key_id: str,
+    name: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    models: Models = None,
+    networks: Networks = None,
+    endpoints: Endpoints = None,
+    days: Days = None,
+    data_dir: DataDir = DATA_DIR,
+    database: DatabaseUrl = None,
+    pepper: Pepper = None,
+    redis: Redis = None,
+) -> None:
+    """Rename a key, narrow or widen what it opens, move its end. What is not given stays."""
+    changes = _scopes(models, networks, endpoints, days) | ({"name": name} if name else {})
+
+    async def amend(registry: Registry) -> KeyRow:
+        return await registry.change_key(key_id, changes)
+
+    typer.echo(json.dumps(shown.key(Door(data_dir, database, pepper, redis).change(amend))))
 
 
 @keys_app.command()
 def revoke(
-    key_id: str, data_dir: DataDir = _DATA_DIR, database: DatabaseUrl = None, pepper: Pepper = None
+    key_id: str,
+    data_dir: DataDir = DATA_DIR,
+    database: DatabaseUrl = None,
+    pepper: Pepper = None,
+    redis: Redis = None,
 ) -> None:
-    """End a key. Gateways notice within 5 s; `POST /api/admin/keys/{id}/revoke` is at once."""
+    """End a key, on every running gateway at once."""
 
     async def end(registry: Registry) -> str:
         return f"{(await registry.revoke_key(key_id)).id} revoked"
 
-    typer.echo(_with_registry(end, data_dir, database, pepper))
+    typer.echo(Door(data_dir, database, pepper, redis).change(end))
 
 
-def _with_registry(
-    act: Callable[[Registry], Awaitable[str]], data_dir: Path, database: str | None, pepper: str | None
-) -> str:
-    folder = data_dir.expanduser()
-
-    async def run() -> str:
-        opened = Database(url)
-        try:
-            return await act(Registry(opened, load_pepper(pepper, folder)))
-        finally:
-            await opened.close()
-
-    url = database_url(database, folder)
-    migrate(url)
-    try:
-        return asyncio.run(run())
-    except GatewayError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
+def _scopes(
+    models: str | None, networks: str | None, endpoints: str | None, days: float | None
+) -> dict[str, Any]:
+    """What was given, as the registry takes it."""
+    found: dict[str, Any] = {}
+    for scope, text in (("models", models), ("networks", networks), ("endpoints", endpoints)):
+        if text is not None:
+            found[scope] = [part.strip() for part in text.split(",") if part.strip()] or None
+    if days is not None:
+        found["expires_at"] = int(time.time() + days * _DAY_S) if days else None
+    return found

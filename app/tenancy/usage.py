@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Select, func, select
 
+from app.errors import InvalidRequestError
 from app.tenancy.database import Database
 from app.tenancy.prices import from_nano
 from app.tenancy.tables import UsageRow
@@ -18,6 +19,17 @@ _COLUMNS = {
     "endpoint": UsageRow.endpoint,
     "status": UsageRow.status,
 }
+
+
+def groups_of(text: str) -> list[Group]:
+    """Comma-separated names, each once. Raises InvalidRequestError."""
+    groups: list[Any] = [part.strip() for part in text.split(",") if part.strip()]
+    for group in groups:
+        if group not in _COLUMNS:
+            raise InvalidRequestError(
+                f"group_by: {group!r} is none of {', '.join(_COLUMNS)}", param="group_by"
+            )
+    return list(dict.fromkeys(groups))
 
 
 async def usage(
