@@ -4,10 +4,20 @@ import json
 import random
 from typing import Any
 
-from app.api.schemas import ChatRequest, CompletionRequest
+from app.api.responses_schemas import ResponsesRequest
+from app.api.schemas import ChatRequest, CompletionRequest, Sampling
 from tests.app.conftest import MODEL, Gateway
 
-NUM_BODIES = 400
+NUM_BODIES = 450
+ROUTES: list[tuple[str, type[Sampling], dict[str, Any]]] = [
+    ("/v1/completions", CompletionRequest, {"prompt": "hi", "max_tokens": 3}),
+    (
+        "/v1/chat/completions",
+        ChatRequest,
+        {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3},
+    ),
+    ("/v1/responses", ResponsesRequest, {"input": "hi", "max_output_tokens": 3}),
+]
 ODD: list[Any] = [
     *(
         None,
@@ -56,24 +66,21 @@ def odd_body(draw: random.Random, names: list[str], valid: dict[str, Any]) -> di
 
 async def test_odd_bodies_are_never_a_server_error(gateway: Gateway) -> None:
     draw = random.Random(20)
-    chat = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
-    text = {"model": MODEL, "prompt": "hi", "max_tokens": 3}
     seen: set[int] = set()
     for number in range(NUM_BODIES):
-        path, names, valid = (
-            ("/v1/chat/completions", [*ChatRequest.__struct_fields__, "unheard_of"], chat)
-            if number % 2
-            else ("/v1/completions", [*CompletionRequest.__struct_fields__, "unheard_of"], text)
-        )
-        body = odd_body(draw, names, valid)
+        path, body_type, valid = ROUTES[number % len(ROUTES)]
+        body = odd_body(draw, [*body_type.__struct_fields__, "unheard_of"], {"model": MODEL, **valid})
         answer = await gateway.http.post(path, json=body)
         seen.add(answer.status_code)
         assert answer.status_code in (200, 400, 404), (body, answer.text)
         if answer.status_code != 200:
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         elif not body.get("stream"):
-            assert json.loads(answer.text)["choices"]
+            told = json.loads(answer.text)
+            assert told.get("choices") or told["output"]
         else:
-            assert answer.text.endswith("data: [DONE]\n\n")
+            events = answer.text.split("\n\n")
+            assert events.pop() == ""
+            assert events[-1] == "data: [DONE]" or "event: response.incomplete" in events[-1], body
     assert seen >= {200, 400}
     assert all(worker.num_sequences == 0 for worker in gateway.workers)
