@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -9,15 +10,16 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.answers import Desk, WholeAnswer, deadline_at, new_record, stream_answer, whole_answer
 from app.api.body import parse, read_body
-from app.api.openapi import json_body
-from app.api.schemas import (
-    ChosenLogprob,
-    Completion,
-    CompletionLogprobs,
-    CompletionRequest,
-    TextChoice,
-    Usage,
+from app.api.echo import (
+    CompletionOffsets,
+    Echo,
+    completion_logprobs,
+    echoed_logprobs,
+    joined,
+    prompt_logprobs,
 )
+from app.api.openapi import json_body
+from app.api.schemas import Completion, CompletionLogprobs, CompletionRequest, TextChoice, Usage
 from app.api.sse import ChunkFormat
 from app.errors import InvalidRequestError, UnsupportedError
 from app.requests.choice import Piece
@@ -35,9 +37,15 @@ _json = msgspec.json.Encoder().encode
 
 
 class CompletionChunks(ChunkFormat):
-    """Chunks of a completion."""
+    """Chunks of a completion. `repeat` is what comes before a choice's answer, from its first piece on."""
 
-    def __init__(self, record: RequestRecord, model: ServedModel, include_usage: bool) -> None:
+    def __init__(
+        self,
+        record: RequestRecord,
+        model: ServedModel,
+        include_usage: bool,
+        repeat: "Repeat | None" = None,
+    ) -> None:
         self._head = (
             b'data: {"id":%s,"object":"text_completion","created":%d,"model":%s,"system_fingerprint":%s,'
             % (
@@ -48,7 +56,8 @@ class CompletionChunks(ChunkFormat):
             )
         )
         self._tail = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
-        self._num_characters: dict[int, int] = {}
+        self._repeat = repeat
+        self._offsets: dict[int, CompletionOffsets] = {}
 
     def pieces(self, pieces: Sequence[Piece]) -> bytes:
         """One event for each piece."""
@@ -59,16 +68,18 @@ class CompletionChunks(ChunkFormat):
         return self._head + b'"choices":[],"usage":%s}\n\n' % _json(usage)
 
     def _piece(self, piece: Piece) -> bytes:
-        logprobs = b"null"
+        text, described = piece.text, None
+        if piece.choice not in self._offsets:
+            self._offsets[piece.choice] = CompletionOffsets()
+            if self._repeat is not None:
+                prompt, described = self._repeat(piece.choice, self._offsets[piece.choice])
+                text = prompt + text
         if piece.logprobs is not None:
-            offset = self._num_characters.get(piece.choice, 0)
-            described = completion_logprobs(piece.logprobs, offset)
-            self._num_characters[piece.choice] = offset + sum(map(len, described.tokens))
-            logprobs = _json(described)
+            described = joined(described, completion_logprobs(piece.logprobs, self._offsets[piece.choice]))
         return (
             self._head
             + b'"choices":[{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s'
-            % (piece.choice, _json(piece.text), logprobs, _json(piece.finish_reason))
+            % (piece.choice, _json(text), _json(described), _json(piece.finish_reason))
             + self._tail
         )
 
@@ -76,20 +87,6 @@ class CompletionChunks(ChunkFormat):
 def completion_id(record: RequestRecord) -> str:
     """The answer's id, made from the request's."""
     return "cmpl-" + record.request_id.removeprefix("req_")
-
-
-def completion_logprobs(content: Sequence[ChosenLogprob], offset: int = 0) -> CompletionLogprobs:
-    """The older shape of log-probabilities; text offsets begin at `offset` characters."""
-    offsets = []
-    for entry in content:
-        offsets.append(offset)
-        offset += len(entry.token)
-    return CompletionLogprobs(
-        [entry.token for entry in content],
-        [entry.logprob for entry in content],
-        [{top.token: top.logprob for top in entry.top_logprobs} for entry in content],
-        offsets,
-    )
 
 
 def completions_router(desk: Desk) -> APIRouter:
@@ -104,17 +101,21 @@ def completions_router(desk: Desk) -> APIRouter:
         desk.check(body)
         if body.best_of is not None and body.best_of != (body.n or 1):
             raise UnsupportedError("best_of other than n is not supported", param="best_of")
+        _check_prompt_logprobs(body)
         model = desk.model(body.model)
         record.stream = bool(body.stream)
         prompts = await tokenise_prompts(model, body.prompt, desk.settings.max_prompts)
         grammar = await constraint(body, body.response_format)
+        scored = [body.prompt_logprobs, body.logprobs if body.echo else None]
         sampling = [
             sampling_params(
                 body,
                 model,
-                max_tokens=model.max_tokens(len(prompt), body.max_tokens, DEFAULT_MAX_TOKENS, "prompt"),
+                # A worker makes one token at least.
+                max_tokens=model.max_tokens(len(prompt), body.max_tokens, DEFAULT_MAX_TOKENS, "prompt") or 1,
                 logprobs=body.logprobs,
                 grammar=grammar,
+                prompt_logprobs=max((k for k in scored if k is not None), default=None),
             )
             for prompt in prompts
         ]
@@ -128,22 +129,76 @@ def completions_router(desk: Desk) -> APIRouter:
             deadline_at=deadline_at(request, record, record.stream),
             cache_salt=body.cache_salt or "",
             priority=body.priority or 0,
+            drops_answers=body.max_tokens == 0,
         )
         generation = await desk.generator.begin(order, model, record)
+        repeat = Repeat(generation, echoes(body, prompts, model)) if body.echo else None
         if record.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
             return await stream_answer(
-                desk, request, generation, CompletionChunks(record, model, include_usage), include_usage
+                desk,
+                request,
+                generation,
+                CompletionChunks(record, model, include_usage, repeat),
+                include_usage,
             )
-        return await whole_answer(request, generation, partial(assemble, generation))
+        return await whole_answer(
+            request, generation, partial(assemble, generation, repeat, body.prompt_logprobs)
+        )
 
     return router
 
 
-def assemble(generation: Generation, answers: list[WholeAnswer], usage: Usage) -> Completion:
+@dataclass(frozen=True)
+class Repeat:
+    """The prompts of a generation as its answers repeat them."""
+
+    generation: Generation
+    echoes: Sequence[Echo]
+    """One per prompt."""
+
+    def __call__(self, choice: int, offsets: CompletionOffsets) -> tuple[str, CompletionLogprobs | None]:
+        """What comes before a choice's answer, which has begun; `offsets` goes on behind it."""
+        echo = self.echoes[choice // self.generation.order.n]
+        if echo.num_top is None:
+            return echo.text, None
+        scores = self.generation.choices[choice].dispatch.work.prompt_scores
+        return echo.text, echoed_logprobs(echo, scores, self.generation.model.text.tokenizer, offsets)
+
+
+def echoes(body: CompletionRequest, prompts: list[list[int]], model: ServedModel) -> list[Echo]:
+    """The prompts to be repeated: texts as they were given, token ids as what they spell."""
+    given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    spell = model.text.tokenizer.token_bytes
+    texts = [text for text in given if isinstance(text, str)] or [
+        b"".join(map(spell, prompt)).decode("utf-8", errors="replace") for prompt in prompts
+    ]
+    return [Echo(text, prompt, body.logprobs) for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def assemble(
+    generation: Generation,
+    repeat: Repeat | None,
+    num_prompt_logprobs: int | None,
+    answers: list[WholeAnswer],
+    usage: Usage,
+) -> Completion:
     """The answer in one piece."""
     record, model = generation.record, generation.model
-    choices = [_choice(index, answer) for index, answer in enumerate(answers)]
+    choices = []
+    for index, answer in enumerate(answers):
+        offsets = CompletionOffsets()
+        prompt, logprobs = ("", None) if repeat is None else repeat(index, offsets)
+        if answer.logprobs is not None:
+            logprobs = joined(logprobs, completion_logprobs(answer.logprobs, offsets))
+        choice = TextChoice(index, prompt + answer.text, answer.finish_reason, logprobs)
+        if num_prompt_logprobs is not None:
+            work = generation.choices[index].dispatch.work
+            described = prompt_logprobs(
+                work.prompt_tokens, work.prompt_scores, num_prompt_logprobs, model.text.tokenizer
+            )
+            choice = msgspec.structs.replace(choice, prompt_logprobs=described)
+        choices.append(choice)
     return Completion(
         completion_id(record), record.created, model.id, choices, usage, model.system_fingerprint
     )
@@ -176,6 +231,13 @@ async def tokenise_prompts(
     return prompts
 
 
-def _choice(index: int, answer: WholeAnswer) -> TextChoice:
-    logprobs = None if answer.logprobs is None else completion_logprobs(answer.logprobs)
-    return TextChoice(index, answer.text, answer.finish_reason, logprobs)
+def _check_prompt_logprobs(body: CompletionRequest) -> None:
+    if body.max_tokens == 0 and not body.echo:
+        raise InvalidRequestError(
+            "max_tokens: 0 is for prompts alone, with echo; else at least 1", param="max_tokens"
+        )
+    if body.prompt_logprobs is not None and body.stream:
+        raise InvalidRequestError(
+            "prompt_logprobs: not for streams; ask without stream, or for echo and logprobs",
+            param="prompt_logprobs",
+        )

@@ -186,8 +186,12 @@ class CompletionRequest(Sampling, kw_only=True, frozen=True):
     prompt: str | list[str | TokenId | list[TokenId]]
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    echo: bool | None = None
+    """The answer begins with the prompt; `logprobs` then holds its tokens, too, and `max_tokens` may be 0."""
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    """vLLM's field: log-probabilities of the prompt's tokens beside the answer; not for streams."""
     suffix: Anything = None
-    echo: Anything = None
     prompt_embeds: Anything = None
     response_format: ResponseFormat | None = None
 
@@ -205,7 +209,11 @@ REFUSED_FIELDS: dict[type[Struct], tuple[str, ...]] = {
             "echo",
         ),
     ),
-    CompletionRequest: (*_OWN_REFUSED, "suffix", "echo", "prompt_embeds"),
+    CompletionRequest: (
+        *(name for name in _OWN_REFUSED if name != "prompt_logprobs"),
+        "suffix",
+        "prompt_embeds",
+    ),
 }
 
 
@@ -259,11 +267,14 @@ class ChatLogprobs(Struct, frozen=True):
 
 
 class CompletionLogprobs(Struct, frozen=True):
-    """Log-probabilities of a text choice: parallel lists over its tokens. `text_offset` counts characters."""
+    """Log-probabilities of a text choice: parallel lists over its tokens. `text_offset` counts characters.
+
+    Null stands where a prompt's first token was echoed: nothing is before it.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -298,13 +309,25 @@ class ChatCompletion(Struct, frozen=True):
     service_tier: None = None
 
 
+class PromptLogprob(Struct, frozen=True):
+    """A token at a place in the prompt. `rank`: 1 for the likeliest; null when it is not among those asked for."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
 class TextChoice(Struct, frozen=True):
-    """One of `n` × prompts answers."""
+    """One of `n` × prompts answers.
+
+    `prompt_logprobs`: for each of the prompt's tokens itself and the likeliest by token id; null for the first.
+    """
 
     index: int
     text: str
     finish_reason: str
     logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
 
 
 class Completion(Struct, frozen=True):

@@ -33,6 +33,8 @@ class Choice:
     stream: TextStream
     calls: CallReader | None = None
     """Tells calls of tools from text, where tools were offered."""
+    drops_tokens: bool = False
+    """Whether nothing but the prompt is wanted: it ends with the first token, which is not shown."""
     num_tokens: int = 0
     finish_reason: str | None = None
     _pending: list[ChosenLogprob] = field(default_factory=list)
@@ -41,6 +43,9 @@ class Choice:
         """The piece that these tokens make visible; None when there is nothing to show yet."""
         if self.finish_reason is not None:
             return None
+        if self.drops_tokens and produced.token_ids:
+            self.finish_reason = "length"
+            return Piece(self.index, "", None, "length")
         text, stops = "", self.dispatch.work.sampling.stop_token_ids
         reason: str | None = produced.finish_reason
         logprobs = produced.logprobs

@@ -32,7 +32,7 @@ from app.tenancy.limits import spare_tokens
 from app.tenancy.principal import Principal, caller
 from app.tenancy.tenancy import Account, Tenancy
 from app.text import TextStream
-from engine.protocol import SamplingParams, WorkerRecord
+from engine.protocol import SamplingParams, TokenLogprob, WorkerRecord
 from memory_pool.async_client import AsyncPoolClient
 from memory_pool.keys import DEFAULT_NAMESPACE
 from observe.traces import Tracer, context_of, incoming
@@ -68,6 +68,8 @@ class Order:
     """Whether the caller said how long the answer may be."""
     offers_tools: bool = False
     """Whether answers may hold calls of tools."""
+    drops_answers: bool = False
+    """Whether nothing but the prompts is wanted: the one token that a worker cannot but make is dropped."""
 
 
 @dataclass(kw_only=True)
@@ -161,8 +163,11 @@ class Generation:
         ]
         self.block_keys, self.block_tokens = [chain.keys for chain in chains], layout.block_tokens
         found = [
-            await pool.lookup(chain.keys, order.namespace, num_shared_blocks=chain.num_shared_blocks)
-            for chain in chains
+            # What each prompt's tokens score takes computing them, whatever the pool has.
+            0
+            if sampling.prompt_logprobs is not None
+            else await pool.lookup(chain.keys, order.namespace, num_shared_blocks=chain.num_shared_blocks)
+            for chain, sampling in zip(chains, order.sampling, strict=True)
         ]
         record.add_phase("lookup", began, time.monotonic())
         record.predicted_cached_tokens = sum(
@@ -187,6 +192,7 @@ class Generation:
         """The choices of one prompt, ready to begin; the one that prefills for all."""
         order, sampling = self.order, self.order.sampling[place]
         self.record.kv_bytes_per_token = layout.kv_bytes_per_token
+        prompt_scores: dict[int, TokenLogprob] = {}
         works = [
             Work(
                 record=self.record,
@@ -196,7 +202,9 @@ class Generation:
                 prompt_tokens=prompt,
                 sampling=sampling
                 if number == 0
-                else msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, number)),
+                else msgspec.structs.replace(
+                    sampling, seed=choice_seed(sampling.seed, number), prompt_logprobs=None
+                ),
                 namespace=order.namespace,
                 cache_salt=order.cache_salt,
                 num_shared_blocks=chain.num_shared_blocks,
@@ -207,6 +215,7 @@ class Generation:
                 ticket=self.ticket,
                 uncached_tokens=max(1, len(prompt) - num_found * layout.block_tokens),
                 deadline_at=order.deadline_at,
+                prompt_scores=prompt_scores,
             )
             for number in range(order.n)
         ]
@@ -218,7 +227,9 @@ class Generation:
         tokenizer = self.model.text.tokenizer
         stream = TextStream(tokenizer, self.order.stops, continues_text=self.order.continues_text)
         calls = CallReader() if self.order.offers_tools else None
-        return Choice(dispatch.work.choice, dispatch, tokenizer, stream, calls)
+        return Choice(
+            dispatch.work.choice, dispatch, tokenizer, stream, calls, drops_tokens=self.order.drops_answers
+        )
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """Visible pieces as they come, several at a time; an empty list after a tick. Ends with the last choice.

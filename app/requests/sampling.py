@@ -28,6 +28,7 @@ def sampling_params(
     max_tokens: int,
     logprobs: int | None,
     grammar: str | None = None,
+    prompt_logprobs: int | None = None,
 ) -> SamplingParams:
     """Sampling of the first choice; a seed is drawn when none was given. Raises InvalidRequestError."""
     stop_token_ids = () if request.ignore_eos else model.entry.eos_token_ids
@@ -55,6 +56,7 @@ def sampling_params(
         logit_bias=logit_bias,
         stop_token_ids=(*stop_token_ids, *(request.stop_token_ids or ())),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         grammar=grammar,
     )
 

@@ -37,9 +37,11 @@ from engine.protocol import (
     Handoff,
     Prefetch,
     Prefilled,
+    PromptScored,
     Role,
     SamplingParams,
     Submit,
+    TokenLogprob,
     Tokens,
 )
 
@@ -74,6 +76,9 @@ class Work:
     uncached_tokens: int
     """Prompt tokens that are to be computed, as far as is known."""
     deadline_at: float | None = None
+    prompt_scores: dict[int, TokenLogprob] = field(default_factory=dict)
+    """By place in the prompt, where they were asked for: whole before the first token. The choices of a prompt share
+    it; the one that leads asks."""
 
 
 @dataclass(eq=False)
@@ -211,6 +216,8 @@ class Dispatch:
         match event:
             case Tokens():
                 self._on_tokens(leg, event)
+            case PromptScored():
+                self.work.prompt_scores.update(enumerate(event.logprobs, event.first))
             case BlocksPublished():
                 self._on_published(event)
             case Prefilled():

@@ -142,6 +142,10 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (TEXT, text(prompt=[-1]), "prompt[0]"),
     (TEXT, text(prompt=["x"] * 65), "prompt"),
     (TEXT, text(logprobs=99), "logprobs"),
+    (TEXT, text(max_tokens=0), "max_tokens"),
+    (TEXT, text(prompt_logprobs=1, stream=True), "prompt_logprobs"),
+    (TEXT, text(prompt_logprobs=21), "prompt_logprobs"),
+    (TEXT, text(echo="yes"), "echo"),
 ]
 
 UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
@@ -156,7 +160,6 @@ UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
         "messages[0].content[0].type",
     ),
     (TEXT, text(suffix="x"), "suffix"),
-    (TEXT, text(echo=True), "echo"),
     (TEXT, text(best_of=3), "best_of"),
 ]
 

@@ -51,6 +51,37 @@ def test_same_tokens_alone_handed_over_from_the_pool_and_in_a_batch(service: Ser
     assert sum(map(len, one_worker)) > 20 * len(PROMPTS) / 2, "answers too short to prove anything"
 
 
+def test_a_prompts_tokens_score_as_when_they_were_made_whatever_is_cached(service: Service) -> None:
+    question = "List these in order of size: " + ", ".join(f"number {i}" for i in range(60)) + ". Answer:"
+
+    def score(client: httpx.Client, prompt: str, **more: Any) -> dict[str, Any]:
+        body = {"model": "smollm2-135m", "prompt": prompt, "temperature": 0, "logprobs": 2, **more}
+        answer = client.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
+    with service.client() as client:
+        made = score(client, question, max_tokens=24)["choices"][0]
+        cached = score(client, question, max_tokens=1)["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached > 200, "nothing cached: proves nothing"
+        echoed = score(client, question + made["text"], max_tokens=0, echo=True)
+        both = score(client, question, max_tokens=24, echo=True, n=2)
+        salted = score(client, question, max_tokens=0, echo=True, cache_salt="of nobody else")
+    whole = echoed["choices"][0]["logprobs"]
+    assert echoed["choices"][0]["text"] == question + made["text"]
+    assert echoed["usage"]["completion_tokens"] == 0
+    assert echoed["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    # To the last bit: made one by one in decode, and read all at once.
+    num_made = len(made["logprobs"]["tokens"])
+    assert num_made > 8
+    assert whole["token_logprobs"][-num_made:] == made["logprobs"]["token_logprobs"]
+    assert whole["top_logprobs"][-num_made:] == made["logprobs"]["top_logprobs"]
+    assert [choice["logprobs"] for choice in both["choices"]] == [whole, whole]
+    alone = salted["choices"][0]["logprobs"]
+    assert alone["token_logprobs"] == whole["token_logprobs"][:-num_made]
+
+
 def test_a_second_call_is_served_from_the_cache(service: Service) -> None:
     question = "Tell me a fact about each of these animals. " + ", ".join(
         f"animal number {i}" for i in range(60)
