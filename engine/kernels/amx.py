@@ -11,7 +11,6 @@ from engine.kernels.jit import intrinsic, overload, types
 from engine.kernels.simd import I8, I64
 
 Builder = Any
-TILE_ROWS = 16
 TILE_BYTES = 1024
 CONFIG_BYTES = 2 * 64
 FULL, HALF = 0, 1
@@ -34,6 +33,11 @@ def _tile(index: int) -> Any:
 
 def _emit(builder: Builder, name: str, *args: Any) -> None:
     simd.call(builder, f"llvm.x86.{name}", ir.VoidType(), list(args))
+
+
+def place(builder: Builder, base: Any, index: Any, num_bytes: int) -> Any:
+    """base + index · num_bytes."""
+    return builder.add(base, builder.mul(index, ir.Constant(I64, num_bytes)))
 
 
 def zero(builder: Builder, tile: int) -> None:
