@@ -70,7 +70,9 @@ async def test_the_sdk_comes_back_when_told_and_nothing_is_lost(
             # All at once: many times what the workers can begin within the target of one second.
             replies = await asyncio.gather(*(ask(number) for number in range(NUM_REQUESTS)))
         assert replies == [("length", 16)] * NUM_REQUESTS
-        assert held(service.url) == dict.fromkeys(HELD, 0)
+        async with asyncio.timeout(10):
+            while any(held(service.url).values()):
+                await asyncio.sleep(0.05)
 
     statuses = Counter(status for answers in attempts.answers.values() for _, status, _ in answers)
     assert set(statuses) <= {200, 429, 503}
