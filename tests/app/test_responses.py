@@ -126,6 +126,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": {"id": "p"}}, "prompt"),
     ({"truncation": "auto"}, "truncation"),
     ({"max_tokens": 3}, "max_tokens"),
+    # Dividing by it would overflow in the worker.
+    ({"repetition_penalty": 5e-324}, "repetition_penalty"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [{"type": "function"}]}, "tools[0].name"),
     ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
