@@ -22,6 +22,7 @@ from app.requests.mailbox import Abandoned
 from app.requests.record import RequestRecord
 from app.requests.served import ServedModel
 from app.settings import Settings
+from app.tenancy.principal import caller
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ class Desk:
     pulse: Pulse
 
     def model(self, name: str) -> ServedModel:
-        """The served model of that name. Raises ModelNotFoundError."""
+        """The served model of that name. Raises ModelNotFoundError, PermissionDeniedError when the key does not
+        open it."""
         model = self.models.get(name)
         if model is None:
             raise ModelNotFoundError(
                 f"the model {name!r} does not exist here; served are: {', '.join(self.models)}", param="model"
             )
+        caller().check_model(name)
         return model
 
     def check(self, request: Sampling) -> None:

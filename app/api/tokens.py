@@ -56,7 +56,7 @@ def tokens_router(desk: Desk) -> APIRouter:
     router = APIRouter()
 
     def _model(name: str | None) -> ServedModel:
-        return next(iter(desk.models.values())) if name is None else desk.model(name)
+        return desk.model(next(iter(desk.models)) if name is None else name)
 
     @router.post("/tokenize", openapi_extra=json_body(TokenizeRequest, Tokenized))
     async def tokenize(request: Request) -> Response:

@@ -88,6 +88,23 @@ async def test_scopes_refuse_by_name(gateway: Gateway, scope: dict[str, Any], co
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, code)
 
 
+async def test_a_scope_of_models_holds_for_the_list_and_for_tokens(gateway: Gateway) -> None:
+    open_key, scoped = await new_key(gateway, "open"), await new_key(gateway, "scoped", models=["another"])
+    for made, status in ((open_key, 200), (scoped, 403)):
+        headers = {"Authorization": f"Bearer {made['key']}"}
+        listed = (await gateway.http.get("/v1/models", headers=headers)).json()["data"]
+        assert [card["id"] for card in listed] == ([MODEL] if status == 200 else [])
+        answers = [
+            await gateway.http.get(f"/v1/models/{MODEL}", headers=headers),
+            await gateway.http.post("/tokenize", json={"prompt": "hello"}, headers=headers),
+            await gateway.http.post("/tokenize", json={"prompt": "hello", "model": MODEL}, headers=headers),
+            await gateway.http.post("/detokenize", json={"tokens": [5]}, headers=headers),
+        ]
+        assert [answer.status_code for answer in answers] == [status] * 4
+        if status == 403:
+            assert {answer.json()["error"]["code"] for answer in answers} == {"model_not_allowed"}
+
+
 async def test_a_keys_scopes_and_expiry_change_while_it_is_in_use(gateway: Gateway) -> None:
     made = await new_key(gateway, "rescoped")
 
