@@ -31,7 +31,7 @@ def json_answer(answer_type: Any, *, status: int = 200, is_streamed: bool = Fals
     """What to merge into a route's operation: an answer of `answer_type`, as msgspec encodes it."""
     content: dict[str, Any] = {"application/json": {"schema": _schema(answer_type)}}
     if is_streamed:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     return {"responses": {str(status): {"description": "Answer", "content": content}}}
 
 
@@ -58,6 +58,12 @@ class DocumentedApp(FastAPI):
         return self.openapi_schema
 
 
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+"""One of a stream's events; `data` is JSON, or `[DONE]`."""
 _FAILURE = {
     "description": "OpenAI's envelope of an error; `param` names the field at fault.",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
