@@ -255,6 +255,13 @@ def admin_router(tenancy: Tenancy) -> APIRouter:
         """What the caller's tenant used."""
         return {"usage": await usage(tenancy.database, groups_of(group_by), tenant=caller().tenant_id)}
 
+    @router.get("/api/me")
+    async def own_key() -> dict[str, Any]:
+        """Who the caller is: tenant, what the key opens, and its limits with what is used of them now."""
+        principal = caller()
+        limits = [shown.standing(each) for each in await tenancy.quota.standing(principal)]
+        return {**shown.principal(principal), "limits": limits}
+
     return router
 
 

@@ -8,11 +8,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.errors import GatewayError, QuotaError, RateLimitError, UnavailableError
 from app.tenancy.ledger import Ledger, day_of
-from app.tenancy.limits import LimitedCharge, charges
+from app.tenancy.limits import Limit, LimitedCharge, charges
 from app.tenancy.prices import Price, from_nano
 from app.tenancy.principal import Call, Principal
 from memory_pool.reservations import AsyncReservations, Refused, Reservation, WindowUse
@@ -32,6 +32,16 @@ class Leave:
     price: Price
     limited: list[LimitedCharge]
     reservation: Reservation | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A limit and what is used of it: in the last minute, and of the month's budget. None: it does not limit that."""
+
+    limit: Limit
+    requests: int | None
+    tokens: int | None
+    spent_nano: int | None
 
 
 class Quota:
@@ -84,6 +94,36 @@ class Quota:
             raise _refusal(limited[answer.index], answer)
         self._held[request_id] = answer
         return Leave(principal, price, limited, answer)
+
+    async def standing(self, principal: Principal) -> list[Standing]:
+        """What is used of each of the caller's limits now; charges nothing.
+
+        Raises UnavailableError when Redis is away.
+        """
+        month = day_of(self._clock())[:7]
+        found = []
+        for limit in principal.limits:
+            # More than there is of anything never fits: the answer says how full the windows are, and nothing is kept.
+            asked = charges([limit], principal.tenant_id, limit.model, num_tokens=0, cost_nano=0, month=month)
+            windows = [item for item in asked if item.charge.counter == "window"]
+            too_much = [replace(item.charge, amount=item.charge.limit + 1) for item in windows]
+            used: dict[str, int] = {}
+            if too_much:
+                try:
+                    answer = await self._reservations.reserve("standing", too_much)
+                except StoreError as error:
+                    raise UnavailableError(
+                        "limits cannot be read now; try again shortly",
+                        code="limits_unavailable",
+                        retry_after_s=1.0,
+                    ) from error
+                used = {item.measure: use.used for item, use in zip(windows, answer.windows, strict=True)}
+            spent = None
+            if limit.monthly_budget_nano is not None:
+                spent = await self._ledger.spent_nano(limit, month)
+            requests, tokens = used.get("requests per minute"), used.get("tokens per minute")
+            found.append(Standing(limit, requests, tokens, spent))
+        return found
 
     def settle(self, leave: Leave, *, num_tokens: int, cost_nano: int) -> None:
         """What the request used; the rest of what it reserved is free again. Returns at once."""

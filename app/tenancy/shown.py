@@ -4,6 +4,8 @@ from typing import Any
 
 from app.tenancy.limits import Limit
 from app.tenancy.prices import Price, from_nano
+from app.tenancy.principal import Principal
+from app.tenancy.quota import Standing
 from app.tenancy.tables import KeyRow, TenantRow, UserRow
 
 
@@ -39,6 +41,32 @@ def limit(row: Limit) -> dict[str, Any]:
         "tokens_per_minute": row.tokens_per_minute,
         "concurrent_requests": row.concurrent_requests,
         "monthly_budget": None if budget is None else str(from_nano(budget)),
+    }
+
+
+def standing(of_limit: Standing) -> dict[str, Any]:
+    """A limit and what is used of it: requests and tokens of the last minute, the month's spending."""
+    spent = of_limit.spent_nano
+    return {
+        **limit(of_limit.limit),
+        "requests_used": of_limit.requests,
+        "tokens_used": of_limit.tokens,
+        "spent": None if spent is None else str(from_nano(spent)),
+    }
+
+
+def principal(of_caller: Principal) -> dict[str, Any]:
+    """A caller and what its key opens; null is not restricted."""
+    models, networks = of_caller.models, of_caller.networks
+    return {
+        "tenant": {"id": of_caller.tenant_id, "name": of_caller.tenant_name},
+        "user_id": of_caller.user_id,
+        "key_id": of_caller.key_id,
+        "is_admin": of_caller.is_admin,
+        "models": None if models is None else sorted(models),
+        "networks": None if networks is None else [str(network) for network in networks],
+        "endpoints": None if of_caller.endpoints is None else list(of_caller.endpoints),
+        "expires_at": of_caller.expires_at,
     }
 
 

@@ -105,6 +105,38 @@ async def test_a_scope_of_models_holds_for_the_list_and_for_tokens(gateway: Gate
             assert {answer.json()["error"]["code"] for answer in answers} == {"model_not_allowed"}
 
 
+async def test_a_key_is_told_who_it_is_and_what_is_left(gateway: Gateway) -> None:
+    made = await new_key(gateway, "myself", models=[MODEL])
+    limit = {"requests_per_minute": 10, "tokens_per_minute": 1000, "concurrent_requests": 4}
+    await post(gateway, "limits", subject_kind="tenant", subject_id="myself", **limit)
+    assert (await ask(gateway, made["key"])).status_code == 200
+    headers = {"authorization": f"Bearer {made['key']}"}
+    deadline = time.monotonic() + 10
+    while True:
+        answer = await gateway.http.get("/api/me", headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert made["key"] not in answer.text
+        me = answer.json()
+        (standing,) = me.pop("limits")
+        # 3 tokens of prompt and 2 of answer, once the reservation is settled; asking twice uses nothing.
+        if (standing["requests_used"], standing["tokens_used"]) == (1, 5):
+            break
+        assert time.monotonic() < deadline, standing
+        await asyncio.sleep(0.02)
+    assert me == {
+        "tenant": {"id": "myself", "name": "myself"},
+        "user_id": None,
+        "key_id": made["id"],
+        "is_admin": False,
+        "models": [MODEL],
+        "networks": None,
+        "endpoints": None,
+        "expires_at": None,
+    }
+    assert {name: standing[name] for name in limit} == limit
+    assert (standing["monthly_budget"], standing["spent"]) == (None, None)
+
+
 async def test_a_keys_scopes_and_expiry_change_while_it_is_in_use(gateway: Gateway) -> None:
     made = await new_key(gateway, "rescoped")
 
