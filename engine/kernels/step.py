@@ -12,7 +12,7 @@ from engine.kernels.attention import attend
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, jit
 from engine.kernels.kv import BLOCK_TOKENS, head_bytes, write_key, write_value
-from engine.kernels.matmul import sums_place, tile_place
+from engine.kernels.matmul import TILE_ROWS, sums_place, tile_place
 from engine.kernels.team import (
     CHUNK_BITS,
     DONE,
@@ -23,7 +23,12 @@ from engine.kernels.team import (
     atomic_add,
     atomic_load,
     atomic_store,
+    chunk_of,
     compare_and_swap,
+    next_ticket,
+    phases_since,
+    serial_of,
+    taken,
     wait_for_change,
     wake_helpers,
 )
@@ -51,6 +56,8 @@ FEW_ROWS, MANY_ROWS = 4, 32
 block, whose keys share cache lines, are one thread's."""
 MATRIX_ROWS = 256
 """Rows of one chunk of a matrix product: bounds the gate/up scratch and the time of a chunk."""
+SHARED_ROWS = 192
+"""From so many rows on each thread expands weights for rows of its own."""
 GATE_UP_BYTES = 2 * MATRIX_ROWS * 64
 CHUNKS_PER_THREAD = 6
 NUM_PHASES = 10
@@ -81,9 +88,17 @@ def _panels_per_chunk(plan: int, num_panels: int, unit: int) -> Any:
 
 
 @inline
+def _rows_of_matrix_chunk(plan: int, num_rows: int) -> Any:
+    # Many rows: a share for each thread at least, so that rows stay with their core.
+    threads = _word(plan, THREADS) if num_rows >= SHARED_ROWS else 1
+    shares = max(threads, (num_rows + MATRIX_ROWS - 1) // MATRIX_ROWS)
+    return min(MATRIX_ROWS, ((num_rows + shares - 1) // shares + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS)
+
+
+@inline
 def _matrix_chunks(plan: int, num_rows: int, num_panels: int, unit: int) -> Any:
-    per_chunk = _panels_per_chunk(plan, num_panels, unit)
-    return (num_rows + MATRIX_ROWS - 1) // MATRIX_ROWS * ((num_panels + per_chunk - 1) // per_chunk)
+    per_chunk, rows_each = _panels_per_chunk(plan, num_panels, unit), _rows_of_matrix_chunk(plan, num_rows)
+    return (num_rows + rows_each - 1) // rows_each * ((num_panels + per_chunk - 1) // per_chunk)
 
 
 @inline
@@ -166,8 +181,7 @@ def _rotate_row(plan: int, layer: int, row: int) -> None:
 @inline
 def _attend(isa: Isa, plan: int, layer: int, chunk: int, scratch: int) -> None:
     heads, kv_heads, head_dim = _word(plan, HEADS), _word(plan, KV_HEADS), _word(plan, HEAD_DIM)
-    # Later tiles of a prompt see more keys: the long ones first, so that threads finish together.
-    tile = _word(plan, TILES) + (_word(plan, NUM_TILES) - 1 - chunk // kv_heads) * TILE_WORDS * 8
+    tile = _word(plan, TILES) + chunk // kv_heads * TILE_WORDS * 8
     head, row = chunk % kv_heads, _word(tile, TILE_ROW)
     group = heads // kv_heads
     stride = (heads + 2 * kv_heads) * head_dim * 4
@@ -211,8 +225,9 @@ def multiply_chunk(
     num_panels, num_blocks = _word(matrix, NUM_PANELS), _word(matrix, NUM_BLOCKS)
     per_chunk = _panels_per_chunk(plan, num_panels, unit)
     across = (num_panels + per_chunk - 1) // per_chunk
-    first = chunk // across * MATRIX_ROWS
-    last = min(first + MATRIX_ROWS, num_rows)
+    rows_each = _rows_of_matrix_chunk(plan, num_rows)
+    first = chunk // across * rows_each
+    last = min(first + rows_each, num_rows)
     form, data, panel_bytes = _word(matrix, FORM), _word(matrix, DATA), _word(matrix, PANEL_BYTES)
     x, sums, scales = _word(plan, QUANTISED), _word(plan, SUMS), _word(plan, SCALES)
     begin = chunk % across * per_chunk
@@ -306,15 +321,14 @@ def take_part(isa: Isa, plan: int, worker: int) -> None:
     scratch = _word(plan, SCRATCH) + worker * _word(plan, SCRATCH_STRIDE)
     while True:
         ticket = atomic_load(control + TICKET * 8)
-        index = (ticket >> CHUNK_BITS) - atomic_load(control + FIRST * 8)
+        index = phases_since(serial_of(ticket), atomic_load(control + FIRST * 8))
         if index < 0 or index >= atomic_load(control + PHASES * 8):
             return
-        chunk = ticket & ((1 << CHUNK_BITS) - 1)
         count = num_chunks(plan, index)
-        if chunk >= count:
+        if taken(ticket) >= count:
             wait_for_change(control + TICKET * 8, ticket, SPINS)
-        elif compare_and_swap(control + TICKET * 8, ticket, ticket + 1):
-            run_chunk(isa, plan, index, chunk, scratch)
+        elif compare_and_swap(control + TICKET * 8, ticket, next_ticket(ticket, worker)):
+            run_chunk(isa, plan, index, chunk_of(ticket, count, worker), scratch)
             if atomic_add(control + DONE * 8, 1) + 1 == count:
                 atomic_store(control + DONE * 8, 0)
                 _open(isa, plan, index + 1, scratch)
@@ -324,7 +338,7 @@ def take_part(isa: Isa, plan: int, worker: int) -> None:
 def run_step(isa: Isa, plan: int) -> None:
     """The whole step, from the engine's thread; helpers join in on their own."""
     control = _word(plan, CONTROL)
-    first = (atomic_load(control + TICKET * 8) >> CHUNK_BITS) + 1
+    first = serial_of(atomic_load(control + TICKET * 8)) + 1
     atomic_store(control + FIRST * 8, first)
     atomic_store(control + PHASES * 8, _word(plan, NUM_LAYERS) * NUM_PHASES + 2)
     scratch = _word(plan, SCRATCH)

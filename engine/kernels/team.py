@@ -1,9 +1,11 @@
 """A few threads that walk through the phases of a step together.
 
-A step is a row of phases, a phase a number of chunks. One word holds the serial number of the current phase and the
-next free chunk; a thread takes a chunk by compare-and-swap, so it can only take one of the phase it believes
-in. Whoever finishes the last chunk opens the next phase. A phase ends when its chunks are done, not when all
-threads have come: a thread that the system has taken off its core holds up at most the chunk it is in.
+A step is a row of phases, a phase a number of chunks. One word holds the serial number of the current phase and how
+many chunks are taken from its front and from its back; a thread takes a chunk by compare-and-swap, so it can only
+take one of the phase it believes in. One half of the threads takes from the front, the other from the back, until
+they meet: chunks go by rows, so a row stays with one core from phase to phase, in its caches, as long as both are
+equally fast. Whoever finishes the last chunk opens the next phase. A phase ends when its chunks are done, not when
+all threads have come: a thread that the system has taken off its core holds up at most the chunk it is in.
 """
 
 import ctypes
@@ -23,7 +25,8 @@ from engine.kernels.simd import I64, pointer
 # Words of the control block, one cache line each.
 TICKET, DONE, FIRST, PHASES, WAKE, SLEEPERS, STOP = (8 * line for line in range(7))
 CONTROL_BYTES = 7 * 64
-CHUNK_BITS = 24
+END_BITS = 16
+CHUNK_BITS = 2 * END_BITS
 SPINS = 4000
 YIELDS = 200
 
@@ -111,6 +114,39 @@ def wait_for_change(address: int, seen: int, spins: int) -> Any:
             return True
         sched_yield()
     return False
+
+
+@inline
+def serial_of(ticket: int) -> Any:
+    """The serial number of a ticket's phase: 32 bits that start again when they are used up."""
+    return ticket >> CHUNK_BITS
+
+
+@inline
+def phases_since(serial: int, first: int) -> Any:
+    """How many phases `serial` comes after `first`; negative: before."""
+    half = 1 << (CHUNK_BITS - 1)
+    return ((serial - first + half) & ((1 << CHUNK_BITS) - 1)) - half
+
+
+@inline
+def taken(ticket: int) -> Any:
+    """Chunks that are taken, from both ends."""
+    return (ticket & ((1 << END_BITS) - 1)) + (ticket >> END_BITS & ((1 << END_BITS) - 1))
+
+
+@inline
+def chunk_of(ticket: int, count: int, worker: int) -> Any:
+    """The chunk that is the worker's when it takes the next from its end."""
+    if worker % 2 == 0:
+        return ticket & ((1 << END_BITS) - 1)
+    return count - 1 - (ticket >> END_BITS & ((1 << END_BITS) - 1))
+
+
+@inline
+def next_ticket(ticket: int, worker: int) -> Any:
+    """The ticket once the worker has taken that chunk."""
+    return ticket + (1 << worker % 2 * END_BITS)
 
 
 @jit
