@@ -92,7 +92,8 @@ def _rows_of_matrix_chunk(plan: int, num_rows: int) -> Any:
     # Many rows: a share for each thread at least, so that rows stay with their core.
     threads = _word(plan, THREADS) if num_rows >= SHARED_ROWS else 1
     shares = max(threads, (num_rows + MATRIX_ROWS - 1) // MATRIX_ROWS)
-    return min(MATRIX_ROWS, ((num_rows + shares - 1) // shares + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS)
+    tiles_each = (num_rows + shares * TILE_ROWS - 1) // (shares * TILE_ROWS)
+    return min(MATRIX_ROWS, max(1, tiles_each) * TILE_ROWS)
 
 
 @inline
