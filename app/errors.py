@@ -106,6 +106,13 @@ class ContextLengthError(InvalidRequestError):
     code = "context_length_exceeded"
 
 
+class HeadersTooLargeError(InvalidRequestError):
+    """The request's headers together are longer than a request needs."""
+
+    status = 431
+    code = "headers_too_large"
+
+
 class AuthenticationError(GatewayError):
     """No key, or a wrong one."""
 

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import (
     GatewayError,
+    HeadersTooLargeError,
     InternalError,
     InvalidRequestError,
     MethodNotAllowedError,
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.json")
 """Paths that need no key: for supervisors, Prometheus, and readers of the documentation."""
+
+MAX_HEADER_BYTES = 32 << 10
+"""Of all names and values together: four times what most servers take, and a bound on what a check has to read."""
 
 
 class Entrance:
@@ -67,6 +71,7 @@ class Entrance:
             await send(message)
 
         try:
+            _check_headers(scope)
             if scope["path"] not in OPEN_PATHS:
                 call.principal = await self._identify(scope)
             enter(call)
@@ -85,6 +90,12 @@ class Entrance:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         client = scope.get("client")
         return await self._tenancy.authenticator.identify(given, client[0] if client else None, scope["path"])
+
+
+def _check_headers(scope: Scope) -> None:
+    num_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+    if num_bytes > MAX_HEADER_BYTES:
+        raise HeadersTooLargeError(f"headers of {num_bytes} bytes: at most {MAX_HEADER_BYTES} are taken")
 
 
 def error_response(error: GatewayError) -> Response:

@@ -252,6 +252,16 @@ async def test_body_limit(served: Any) -> None:
         check(answer, 413, None, "request_too_large")
 
 
+async def test_header_limit(served: Any) -> None:
+    async with serving(served, disaggregated()) as gateway:
+        # 32 KiB in all: a header of 31 KiB fits beside the client's own, two do not.
+        for num_headers, status in ((1, 200), (2, 431)):
+            headers = {f"x-padding-{i}": "x" * (31 << 10) for i in range(num_headers)}
+            answer = await gateway.http.get("/v1/models", headers=headers)
+            assert answer.status_code == status
+        check(answer, 431, None, "headers_too_large")
+
+
 async def test_no_worker_is_503_with_a_time_to_retry(served: Any) -> None:
     async with serving(served, [], ready=False) as gateway:
         answer = await gateway.http.post(CHAT, json=chat())
