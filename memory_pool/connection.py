@@ -26,6 +26,11 @@ DEFAULT_TIMEOUT_S = 2.0
 
 Words = str | bytes | int | float
 
+_FAILURES = (redis.RedisError, redis.RedisClusterException, OSError)
+_ASYNC_FAILURES = (*_FAILURES, AttributeError, RuntimeError)
+"""redis-py's asyncio cluster client, when it closes a node's connections after a failure, pulls them from under the
+other tasks that are using them: what these see is a writer that is None, or a reader with two readers."""
+
 
 def endpoint_of(url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Endpoint:
     """Where a Redis URL points. Raises ValueError, which never shows the password, when it is not one."""
@@ -74,7 +79,7 @@ class Connection:
         client = self._connected()
         try:
             return client.execute_command(*words)  # type: ignore[no-untyped-call]  # untyped in redis-py
-        except (redis.RedisError, OSError) as error:
+        except _FAILURES as error:
             raise _store_error(error) from error
 
     def call_many(self, commands: Sequence[Sequence[Words]]) -> list[Any]:
@@ -85,7 +90,7 @@ class Connection:
                 for words in commands:
                     pipeline.execute_command(*words)
                 return pipeline.execute() if commands else []
-        except (redis.RedisError, OSError) as error:
+        except _FAILURES as error:
             raise _store_error(error) from error
 
     def scan(self, pattern: str) -> list[bytes]:
@@ -93,7 +98,7 @@ class Connection:
         client = self._connected()
         try:
             return list(client.scan_iter(match=pattern, count=1000))
-        except (redis.RedisError, OSError) as error:
+        except _FAILURES as error:
             raise _store_error(error) from error
 
     def memory(self) -> tuple[int, int]:
@@ -105,7 +110,7 @@ class Connection:
                 each = list(infos.values()) if "used_memory" not in infos else [infos]
             else:
                 each = [client.info("memory")]
-        except (redis.RedisError, OSError) as error:
+        except _FAILURES as error:
             raise _store_error(error) from error
         return sum(info["used_memory"] for info in each), sum(info["maxmemory"] for info in each)
 
@@ -116,7 +121,7 @@ class Connection:
             return self._endpoint
         try:
             node = client.nodes_manager.get_node_from_slot(key_slot(key))
-        except redis.RedisError as error:
+        except _FAILURES as error:
             raise _store_error(error) from error
         return dataclasses.replace(self._endpoint, host=node.host, port=node.port)
 
@@ -126,7 +131,7 @@ class Connection:
         if isinstance(client, redis.RedisCluster):
             try:
                 client.nodes_manager.initialize()
-            except (redis.RedisError, OSError) as error:
+            except _FAILURES as error:
                 raise _store_error(error) from error
 
     def close(self) -> None:
@@ -144,7 +149,7 @@ class Connection:
                         self._client = redis.RedisCluster.from_url(self._url, **self._options)
                     else:
                         self._client = single
-                except (redis.RedisError, OSError) as error:
+                except _FAILURES as error:
                     single.close()
                     raise _store_error(error) from error
             return self._client
@@ -177,7 +182,7 @@ class AsyncConnection:
         client = await self._connected()
         try:
             return await client.execute_command(*words)
-        except (redis.RedisError, OSError) as error:
+        except _ASYNC_FAILURES as error:
             raise _store_error(error) from error
 
     async def call_many(self, commands: Sequence[Sequence[Words]]) -> list[Any]:
@@ -188,7 +193,7 @@ class AsyncConnection:
                 for words in commands:
                     pipeline.execute_command(*words)
                 return await pipeline.execute() if commands else []
-        except (redis.RedisError, OSError) as error:
+        except _ASYNC_FAILURES as error:
             raise _store_error(error) from error
 
     async def memory(self) -> tuple[int, int]:
@@ -199,7 +204,7 @@ class AsyncConnection:
                 each = [await client.info("memory", target_nodes=node) for node in client.get_primaries()]
             else:
                 each = [await client.info("memory")]
-        except (redis.RedisError, OSError) as error:
+        except _ASYNC_FAILURES as error:
             raise _store_error(error) from error
         return sum(info["used_memory"] for info in each), sum(info["maxmemory"] for info in each)
 
@@ -218,13 +223,19 @@ class AsyncConnection:
         single = redis.asyncio.Redis.from_url(self._url, **self._options)
         try:
             cluster = (await single.info("cluster")).get("cluster_enabled")
-        except (redis.RedisError, OSError) as error:
+        except _ASYNC_FAILURES as error:
             await single.aclose()
             raise _store_error(error) from error
         if not cluster:
             return single
         await single.aclose()
-        return redis.asyncio.RedisCluster.from_url(self._url, **self._options)
+        client = redis.asyncio.RedisCluster.from_url(self._url, **self._options)
+        try:
+            await client.initialize()
+        except _ASYNC_FAILURES as error:
+            await client.aclose()
+            raise _store_error(error) from error
+        return client
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext:

@@ -1,6 +1,8 @@
 """A real Redis Cluster: three masters, each with a replica."""
 
+import asyncio
 import contextlib
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -8,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import redis
+import redis.asyncio
 
 from memory_pool.async_client import AsyncPoolClient
 from memory_pool.client import PoolClient
 from memory_pool.directory import Directory
 from memory_pool.disk_tier import DiskTier
 from memory_pool.keeper import Integrity, Keeper
+from memory_pool.redis_store import AsyncRedisStore
+from memory_pool.store import StoreError
 from tests.memory_pool.conftest import FORMAT, fetches_of, poll, puts_of, tokens_of
 from tests.redis_cluster import Cluster
 
@@ -66,6 +71,37 @@ def test_the_blocks_spread_over_the_masters(cluster: Cluster) -> None:
     assert min(sizes) > 0.1 * sum(sizes)
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # sockets that redis-py forgets
+async def test_a_task_whose_connection_another_closes_sees_a_store_error(cluster: Cluster) -> None:
+    draw = random.Random(1)
+    failures: list[StoreError] = []
+
+    async def ask(store: AsyncRedisStore) -> None:
+        try:
+            await store.count_prefix([draw.randbytes(32) for _ in range(3)])
+        except StoreError as error:
+            failures.append(error)
+
+    async def close_connections(store: AsyncRedisStore) -> None:
+        """What redis-py does to all tasks when one of them met a failure."""
+        client = store.connection._client
+        assert isinstance(client, redis.asyncio.RedisCluster)
+        for _ in range(60):
+            await asyncio.sleep(draw.random() * 0.002)
+            closing = (node.disconnect() for node in client.get_nodes())
+            await asyncio.gather(*closing, return_exceptions=True)
+
+    for _ in range(8):
+        store = AsyncRedisStore(cluster.url, timeout_s=0.5)
+        assert await store.connection.is_cluster()
+        await asyncio.gather(close_connections(store), *(ask(store) for _ in range(200)))
+        await store.close()
+    # Another error than a StoreError would have come out of gather.
+    assert failures
+
+
 def test_a_killed_master_costs_misses_and_nothing_else(cluster: Cluster) -> None:
     puts = [put for first in range(10) for put in puts_of(tokens_of(18, first=200_000 + 1000 * first))]
     wrong: list[int] = []
@@ -86,16 +122,18 @@ def test_a_killed_master_costs_misses_and_nothing_else(cluster: Cluster) -> None
         threads = [threading.Thread(target=load) for _ in range(2)]
         for thread in threads:
             thread.start()
-        poll(lambda: len(outcomes) > 5)
-        cluster.processes[1].kill()
-        killed_at = time.monotonic()
-        poll(lambda: not all(outcomes[-1]), within_s=10)
-        # The replica takes over; the blocks it holds are served again, without anybody's doing.
-        poll(lambda: len(outcomes) > 0 and sum(outcomes[-1]) > 0.95 * len(puts), within_s=60)
-        took_s = time.monotonic() - killed_at
-        stop.set()
-        for thread in threads:
-            thread.join()
+        try:
+            poll(lambda: len(outcomes) > 5)
+            cluster.processes[1].kill()
+            killed_at = time.monotonic()
+            poll(lambda: not all(outcomes[-1]), within_s=10)
+            # The replica takes over; the blocks it holds are served again, without anybody's doing.
+            poll(lambda: len(outcomes) > 0 and sum(outcomes[-1]) > 0.95 * len(puts), within_s=60)
+            took_s = time.monotonic() - killed_at
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
         assert wrong == []
         assert took_s < 30
         assert all(result.ok for result in client.publish(puts))
