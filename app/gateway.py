@@ -91,7 +91,7 @@ def create_app(
         retry_after_s=settings.retry_after_s,
         peers=peers,
     )
-    peers.load = dispatcher.load
+    peers.load, peers.learn = dispatcher.load, dispatcher.learn_prefill
     metrics.watch(dispatcher, workers, peers)
     tenancy = Tenancy(settings)
     tracer = new_tracer(settings.otel, service="cloudmatrix-gateway", instance=own_id)

@@ -292,6 +292,12 @@ class GatewayMetrics:
             registry=self.registry,
         )
         elsewhere.set_function(lambda: sum(load.sequences for load in peers.others.values()))
+        known = Gauge(
+            "cloudmatrix_local_blocks",
+            "Blocks that this gateway knows to lie in workers' own caches, since it or another sent the prompt there.",
+            registry=self.registry,
+        )
+        known.set_function(lambda: dispatcher.local_blocks.num_blocks)
         self.registry.register(_AdmissionGauges(dispatcher.gate.admission))
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:

@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from app.admission.gate import Gate
 from app.errors import UnavailableError
 from app.routing.dispatch import Dispatch, Work
+from app.routing.local_blocks import LocalBlocks
 from app.routing.peers import GatewayLoad, Peers
 from app.routing.router import Demand, Route, route
 from app.routing.scorers import Candidate
@@ -15,8 +15,6 @@ from app.routing.workers import Worker, Workers
 from engine.protocol import WorkerRecord
 
 TICK_S = 0.1
-MAX_LOCAL_BLOCKS = 8192
-"""Block keys remembered per prefill worker, at most."""
 
 
 class Dispatcher:
@@ -39,7 +37,7 @@ class Dispatcher:
         self.retry_after_s = retry_after_s
         self._workers = workers
         self._parked: dict[Dispatch, None] = {}
-        self._local_blocks: dict[str, OrderedDict[bytes, None]] = {}
+        self.local_blocks = LocalBlocks()
         workers.on_change = self._workers_changed
 
     @property
@@ -90,7 +88,7 @@ class Dispatcher:
         """The best route for a choice now."""
         candidates = self.candidates()
         num_local_tokens = {
-            candidate.worker_id: self._num_local_blocks(candidate.worker_id, work.block_keys)
+            candidate.worker_id: self.local_blocks.count(candidate.worker_id, work.block_keys)
             * work.block_tokens
             for candidate in candidates
             if candidate.role != "decode"
@@ -112,15 +110,14 @@ class Dispatcher:
         return worker if worker is not None and worker.is_routable else None
 
     def remember_prefill(self, worker_id: str, block_keys: Sequence[bytes]) -> None:
-        """These blocks now lie in the worker's own cache, until newer ones push them out."""
-        blocks = self._local_blocks.setdefault(worker_id, OrderedDict())
-        for key in reversed(block_keys):  # the first block of a chain ends as the most recent: it goes last
-            blocks[key] = None
-            blocks.move_to_end(key)
-        worker = self._workers.get(worker_id)
-        limit = min(MAX_LOCAL_BLOCKS, worker.record.kv_blocks_total if worker else 0)
-        while len(blocks) > limit:
-            blocks.popitem(last=False)
+        """These blocks now lie in the worker's own cache, until newer ones push them out; other gateways hear of it."""
+        fresh = self._remember(worker_id, block_keys)
+        if fresh and self._peers is not None:
+            self._peers.tell(worker_id, fresh)
+
+    def learn_prefill(self, worker_id: str, block_keys: Sequence[bytes]) -> None:
+        """Another gateway says so of these blocks."""
+        self._remember(worker_id, block_keys)
 
     def park(self, dispatch: Dispatch) -> None:
         """Keep a choice until a worker appears or its patience is over."""
@@ -138,14 +135,10 @@ class Dispatcher:
         for dispatch in list(self._parked):
             dispatch.resume()
 
-    def _num_local_blocks(self, worker_id: str, block_keys: Sequence[bytes]) -> int:
-        blocks = self._local_blocks.get(worker_id)
-        if not blocks:
-            return 0
-        for number, key in enumerate(block_keys):
-            if key not in blocks:
-                return number
-        return len(block_keys)
+    def _remember(self, worker_id: str, block_keys: Sequence[bytes]) -> list[bytes]:
+        worker = self._workers.get(worker_id)
+        limit = worker.record.kv_blocks_total if worker else 0
+        return self.local_blocks.remember(worker_id, block_keys, limit, self.clock())
 
 
 def _candidate(worker: Worker, peers: Peers | None) -> Candidate:

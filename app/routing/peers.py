@@ -1,4 +1,4 @@
-"""What the other gateways of the service have at the workers, so that two gateways fill the same workers once.
+"""What the other gateways have at the workers, so that two gateways fill them once and know the same caches.
 
 Each gateway announces its load in Redis with a short time to live and reads the others'. The view is a fraction of a
 second old: two gateways that release at the same moment may together send a little more than there is room for, which
@@ -9,7 +9,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -24,6 +25,17 @@ GROUP = "gateways"
 PAUSE_S = 0.2
 TTL_S = 2.0
 """After which a gateway that was killed counts no more."""
+TOLD_S = 2.0
+"""How long what was prefilled stays in what is announced: ten readings, so that one that fails loses nothing."""
+
+
+class PrefilledBlocks(msgspec.Struct, frozen=True, array_like=True):
+    """Blocks that lie in a worker's cache since a gateway's `number`-th prefill. A gateway that misses them only
+    lets their KV be fetched from the pool."""
+
+    number: int
+    worker: str
+    block_keys: list[bytes]
 
 
 class GatewayLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +48,7 @@ class GatewayLoad(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     queued: int
     workers: dict[str, tuple[int, int]]
+    prefilled: list[PrefilledBlocks] = []
 
 
 class PeerDirectory(Protocol):
@@ -62,6 +75,11 @@ class Peers:
         self.others: dict[str, GatewayLoad] = {}
         self.load: Callable[[], GatewayLoad] | None = None
         """This gateway's own, set by whoever knows it."""
+        self.learn: Callable[[str, Sequence[bytes]], None] = lambda *_: None
+        """Takes what the others prefilled: a worker and the keys of blocks in its cache."""
+        self._told: deque[tuple[float, PrefilledBlocks]] = deque()
+        self._num_told = 0
+        self._num_learnt: dict[str, int] = {}
 
     def capacity(self, whole: Capacity) -> Capacity:
         """What of the workers is left for this gateway: `whole` and what the others have of it."""
@@ -80,13 +98,21 @@ class Peers:
         rows = [load.workers.get(worker_id, (0, 0)) for load in self.others.values()]
         return sum(row[0] for row in rows), sum(row[1] for row in rows)
 
+    def tell(self, worker_id: str, block_keys: Sequence[bytes]) -> None:
+        """Let the others know at the next turn that these blocks lie in the worker's cache."""
+        if self._directory is None:
+            return
+        self._num_told += 1
+        blocks = PrefilledBlocks(self._num_told, worker_id, list(block_keys))
+        self._told.append((time.monotonic(), blocks))
+
     async def run(self) -> None:
         """Tell and listen until cancelled."""
         if self._directory is None or self.load is None:
             return
         try:
             while True:
-                await self._turn(self._directory, self.load())
+                await self.turn(self._directory, self.load())
                 await asyncio.sleep(PAUSE_S)
         finally:
             try:
@@ -94,7 +120,11 @@ class Peers:
             except DirectoryError:
                 log.info("Redis is away: this gateway is forgotten in %g s", TTL_S)
 
-    async def _turn(self, directory: PeerDirectory, own: GatewayLoad) -> None:
+    async def turn(self, directory: PeerDirectory, own: GatewayLoad) -> None:
+        """Tell once and listen once."""
+        while self._told and time.monotonic() - self._told[0][0] > TOLD_S:
+            self._told.popleft()
+        own = msgspec.structs.replace(own, prefilled=[blocks for _, blocks in self._told])
         try:
             await directory.announce(self._own_id, msgspec.msgpack.encode(own), TTL_S)
             members = await directory.members()
@@ -108,6 +138,12 @@ class Peers:
             for member, record in members.items()
             if member != self._own_id and (load := self._decode(record)) is not None
         }
+        self._num_learnt = {member: self._num_learnt.get(member, 0) for member in self.others}
+        for member, load in self.others.items():
+            for blocks in load.prefilled:
+                if blocks.number > self._num_learnt[member]:
+                    self._num_learnt[member] = blocks.number
+                    self.learn(blocks.worker, blocks.block_keys)
 
     def _decode(self, record: bytes) -> GatewayLoad | None:
         try:

@@ -1,4 +1,4 @@
-"""Two gateway processes over one Redis and one pair of workers: what they share, and what all processes tell of it."""
+"""Two gateway processes over one Redis and the same workers: what they share, and what all processes tell of it."""
 
 import asyncio
 import contextlib
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -159,7 +160,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         variables.setenv("CLOUDMATRIX_REQUEST_LOG", str(folder / "requests.jsonl"))
         redis = start_redis(folder / "redis", maxmemory_bytes=256 << 20)
         held.callback(redis.stop)
-        service = held.enter_context(running(folder / "data", "--no-console", "--redis", redis.url))
+        service = held.enter_context(
+            running(folder / "data", "--prefill", "2", "--decode", "2", "--no-console", "--redis", redis.url)
+        )
         variables.setenv("CLOUDMATRIX_REQUEST_LOG", str(folder / "requests-1.jsonl"))
         second = held.enter_context(second_gateway(folder, redis.url))
         yield Pair(service.url, second, service, collector, folder)
@@ -257,6 +260,70 @@ async def test_load_is_counted_once_and_seen_by_the_other(pair: Pair) -> None:
         while (seen := await numbers()) != (0, 0, 0, 0):
             assert time.monotonic() < deadline, seen
             await asyncio.sleep(0.02)
+
+
+def known_to_each_other(pair: Pair) -> bool:
+    name = "cloudmatrix_other_gateways"
+    return gauge(pair.first, name) == 1 == gauge(pair.second, name)
+
+
+async def route_of(http: httpx.AsyncClient, answer: httpx.Response) -> dict[str, Any]:
+    record = await http.get(f"/api/requests/{answer.headers['x-request-id']}")
+    route: dict[str, Any] = record.json()["route"]
+    return route
+
+
+async def test_what_one_prefilled_the_other_sends_to_the_same_worker(pair: Pair) -> None:
+    until(lambda: known_to_each_other(pair), "the gateways do not know each other")
+    async with client(pair.first) as first, client(pair.second) as second:
+        topics = ("a lighthouse", "an orchard", "a glacier", "a bakery")
+        prompts = [f"This is a long report on {topic}. " * 40 for topic in topics]
+        known = [gauge(url, "cloudmatrix_local_blocks") for url in (pair.first, pair.second)]
+        answers = await asyncio.gather(
+            *(first.post("/v1/completions", json=asked(prompt=prompt)) for prompt in prompts)
+        )
+        workers = [(await route_of(first, answer))["prefill_worker"] for answer in answers]
+        # What came together was spread: each prompt weighs on the worker that has it.
+        assert sorted(workers) == ["prefill-0", "prefill-0", "prefill-1", "prefill-1"]
+        learnt = gauge(pair.first, "cloudmatrix_local_blocks") - known[0]
+        assert learnt > 30  # four prompts of some 320 tokens, 32 a block, of which all but the last are whole
+        await asyncio.to_thread(
+            until,
+            lambda: gauge(pair.second, "cloudmatrix_local_blocks") - known[1] == learnt,
+            "what the first prefilled is not known to the second",
+        )
+        for prompt, worker in zip(prompts, workers, strict=True):
+            route = await route_of(second, await second.post("/v1/completions", json=asked(prompt=prompt)))
+            local = {row["worker"]: row["scores"]["local"] for row in route["reason"]["prefill"]}
+            assert local.pop(worker) > 0.9
+            assert list(local.values()) == [0]
+            assert route["prefill_worker"] == worker
+
+
+async def test_the_other_avoids_the_worker_that_one_has_loaded(pair: Pair) -> None:
+    name = "cloudmatrix_other_gateways_sequences"
+
+    def is_idle() -> bool:
+        workers = httpx.get(pair.second + "/api/workers", trust_env=False).json()["workers"]
+        return all(worker["running"] == worker["waiting"] == 0 for worker in workers)
+
+    await asyncio.to_thread(until, is_idle, "workers announce what has ended")
+    endless = asked(max_tokens=1500, stream=True)
+    async with (
+        client(pair.first) as first,
+        client(pair.second) as second,
+        first.stream("POST", "/v1/completions", json=endless) as busy,
+    ):
+        lines = busy.aiter_lines()
+        await anext(lines)
+        loaded = (await route_of(first, busy))["decode_worker"]
+        await asyncio.to_thread(until, lambda: gauge(pair.second, name) == 1, "the load is not known")
+        route = await route_of(second, await second.post("/v1/completions", json=asked()))
+        batch = {row["worker"]: row["scores"]["batch"] for row in route["reason"]["decode"]}
+        assert batch.pop(loaded) == round(16 / 17, 6)  # 16 / (16 + sequences there)
+        assert list(batch.values()) == [1]
+        assert route["decode_worker"] != loaded
+        await lines.aclose()
 
 
 async def admin(http: httpx.AsyncClient, path: str, **body: object) -> dict[str, str]:
