@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 import httpx
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from app.admission.admission import Admission
 from app.admission.gate import Gate
@@ -16,7 +17,7 @@ from app.api.answers import Desk
 from app.api.autoscaler import autoscaler_router
 from app.api.chat import chat_router
 from app.api.completions import completions_router
-from app.api.middleware import Entrance, install_error_handlers
+from app.api.middleware import READABLE_HEADERS, Entrance, install_error_handlers
 from app.api.models import models_router
 from app.api.openapi import DocumentedApp
 from app.api.ops import ops_router
@@ -134,7 +135,9 @@ def create_app(
                 if owned is not None:
                     await owned.close()
 
-    app = DocumentedApp(title="cloudmatrix", version=version("cloudmatrix"), lifespan=lifespan)
+    app = DocumentedApp(
+        title="cloudmatrix", version=version("cloudmatrix"), lifespan=lifespan, redirect_slashes=False
+    )
     app.state.tenancy = tenancy
     app.include_router(ops_router(workers, metrics))
     app.include_router(chat_router(desk))
@@ -149,6 +152,15 @@ def create_app(
     app.include_router(pool_router(desk, memory_pool))
     install_error_handlers(app)
     app.add_middleware(Entrance, tenancy=tenancy, metrics=metrics, is_traced=tracer is not None)
+    if settings.cors_origins:
+        # Outermost: a browser's preflight has no key, and refusals, too, must be readable for the page.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=READABLE_HEADERS,
+        )
     return app
 
 

@@ -27,6 +27,8 @@ class Settings(BaseSettings):
     """Name of the served model in the catalogue."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Bearer keys of the operator, separated by commas; they open everything, the admin API too."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins, separated by commas, whose web pages may call the API from a browser; `*`: all. None by default."""
     database_url: SecretStr | None = None
     """Where tenants, keys and the ledger are: postgresql://… or sqlite:///FILE; None: a file in the data folder."""
     key_pepper: SecretStr | None = None
@@ -78,7 +80,7 @@ class Settings(BaseSettings):
     history_size: int = Field(default=1000, ge=1)
     """Finished requests whose records are kept for `GET /api/requests/{id}`."""
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
         if isinstance(value, str):

@@ -11,13 +11,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.unserved import not_served
 from app.errors import (
     GatewayError,
     HeadersTooLargeError,
     InternalError,
     InvalidRequestError,
     MethodNotAllowedError,
-    NotFoundError,
 )
 from app.metrics import GatewayMetrics
 from app.requests.mailbox import Abandoned
@@ -27,11 +27,17 @@ from observe import logs, traces
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.json")
+OPEN_PATHS = ("/healthz", "/health", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.json")
 """Paths that need no key: for supervisors, Prometheus, and readers of the documentation."""
 
 MAX_HEADER_BYTES = 32 << 10
 """Of all names and values together: four times what most servers take, and a bound on what a check has to read."""
+
+_MEASURES = [
+    f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
+]
+READABLE_HEADERS = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry", *_MEASURES]
+"""Headers of answers that pages of other origins may read."""
 
 
 class Entrance:
@@ -50,6 +56,7 @@ class Entrance:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _tidied(scope)
         request_id = "req_" + secrets.token_hex(16)
         state = scope.setdefault("state", {})
         state["request_id"], state["arrived_at"] = request_id, time.monotonic()
@@ -90,6 +97,12 @@ class Entrance:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         client = scope.get("client")
         return await self._tenancy.authenticator.identify(given, client[0] if client else None, scope["path"])
+
+
+def _tidied(scope: Scope) -> Scope:
+    """A slash at the end means nothing, and HEAD is GET whose body the server leaves out."""
+    path = scope["path"].rstrip("/") or "/"
+    return {**scope, "path": path, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
 
 
 def _check_headers(scope: Scope) -> None:
@@ -133,7 +146,7 @@ def install_error_handlers(app: FastAPI) -> None:
 def _from_http(request: Request, error: HTTPException) -> GatewayError:
     where = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        return NotFoundError(f"there is no {where} here", code="unknown_url")
+        return not_served(request.method, request.url.path)
     if error.status_code == 405:
         return MethodNotAllowedError(f"{where}: this method is not allowed here")
     if error.status_code < 500:

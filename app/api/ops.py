@@ -23,8 +23,9 @@ def ops_router(workers: Workers, metrics: GatewayMetrics) -> APIRouter:
     router = APIRouter()
 
     @router.get("/healthz")
+    @router.get("/health")
     async def healthz() -> Response:
-        """200 while the process answers."""
+        """200 while the process answers. `/health` is vLLM's name, which load generators ask for."""
         return json_response({"status": "alive"})
 
     @router.get("/readyz", openapi_extra=json_answer(Readiness, status=503))

@@ -424,9 +424,16 @@ CASES.models = async () => {
 };
 
 CASES.embeddings_say_what_to_do = async () => {
-  const error = await raised(OpenAI.NotFoundError, sdk().embeddings.create({ model, input: "text" }));
-  assert.equal(typeof error.code, "string");
-  assert.ok(error.message);
+  for (const call of [
+    () => sdk().embeddings.create({ model, input: "text" }),
+    () => sdk().moderations.create({ input: "text" }),
+    () => sdk().files.list(),
+    () => sdk().responses.retrieve("resp_1"),
+  ]) {
+    const error = await raised(OpenAI.NotFoundError, call());
+    assert.equal(error.code, "unsupported_endpoint");
+    assert.match(error.message, /\/v1\/chat\/completions/);
+  }
 };
 
 CASES.errors_400_name_the_field = async () => {

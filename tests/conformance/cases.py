@@ -536,10 +536,17 @@ def models(access: Access) -> None:
 
 @case
 def embeddings_say_what_to_do(access: Access) -> None:
-    with access.sdk() as sdk, raises(openai.NotFoundError) as caught:
-        sdk.embeddings.create(model=access.model, input="text")
-    assert isinstance(caught[0].code, str)
-    assert caught[0].message
+    with access.sdk() as sdk:
+        for call in (
+            lambda: sdk.embeddings.create(model=access.model, input="text"),
+            lambda: sdk.moderations.create(input="text"),
+            lambda: sdk.files.list(),
+            lambda: sdk.responses.retrieve("resp_1"),
+        ):
+            with raises(openai.NotFoundError) as caught:
+                call()
+            assert caught[0].code == "unsupported_endpoint"
+            assert "/v1/chat/completions" in caught[0].message
 
 
 @case
