@@ -12,8 +12,10 @@ from app.models.cli import models_app
 from app.pool_cli import pool_app
 from app.requests.cli import requests_app
 from app.tenancy.cli import keys_app
+from app.tenancy.prices_cli import prices_app
 from app.tenancy.tenants_cli import tenants_app
 from app.tenancy.usage_cli import usage
+from app.tenancy.users_cli import users_app
 from app.twin.cli import twin_app
 from app.twin.fabric_cli import fabric_app
 from engine.protocol import Role
@@ -33,6 +35,8 @@ for sub_app, name in (
     (requests_app, "requests"),
     (keys_app, "keys"),
     (tenants_app, "tenants"),
+    (users_app, "users"),
+    (prices_app, "prices"),
     (fabric_app, "fabric"),
     (twin_app, "twin"),
 ):

@@ -28,6 +28,7 @@ Days = Annotated[float | None, typer.Option(min=0, help="Ends this many days fro
 def create(
     tenant: Annotated[str, typer.Option(help="Whose key; made if there is none of that name.")] = "default",
     name: Annotated[str, typer.Option(help="What it is for.")] = "command line",
+    user: Annotated[str | None, typer.Option(help="Id of the tenant's user whose it is.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="It opens the admin API, too.")] = False,
     models: Models = None,
     networks: Networks = None,
@@ -44,7 +45,7 @@ def create(
     async def make(registry: Registry) -> str:
         with contextlib.suppress(ConflictError):  # it exists, which is as good
             await registry.create_tenant(tenant, tenant, weight=1.0, tier=0)
-        return (await registry.issue_key(tenant, name, is_admin=admin, **scopes)).key
+        return (await registry.issue_key(tenant, name, user_id=user, is_admin=admin, **scopes)).key
 
     typer.echo(Door(data_dir, database, pepper, redis).change(make))
 

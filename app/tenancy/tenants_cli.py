@@ -1,7 +1,6 @@
 """`cloudmatrix tenants`: tenants, their shares and their limits."""
 
 import json
-from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ from rich.table import Table
 from app.tenancy import shown
 from app.tenancy.door import DATA_DIR, AsJson, DatabaseUrl, DataDir, Door, Pepper, Redis
 from app.tenancy.limits import Limit
-from app.tenancy.prices import to_nano
+from app.tenancy.prices_cli import nano
 from app.tenancy.registry import Registry
 from app.tenancy.tables import TenantRow
 
@@ -118,25 +117,13 @@ def limit(
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
         concurrent_requests=concurrent_requests,
-        monthly_budget_nano=None if monthly_budget is None else _nano(monthly_budget),
+        monthly_budget_nano=None if monthly_budget is None else nano(monthly_budget, "--monthly-budget"),
     )
 
     async def put(registry: Registry) -> Limit:
         return await registry.set_limit(wanted)
 
     typer.echo(json.dumps(shown.limit(Door(data_dir, database, pepper, redis).change(put))))
-
-
-def _nano(amount: str) -> int:
-    try:
-        money = Decimal(amount)
-    except InvalidOperation:
-        money = Decimal(-1)
-    if not 0 <= money <= 1_000_000:
-        raise typer.BadParameter(
-            "expected an amount from 0 to 1000000, such as 12.50", param_hint="--monthly-budget"
-        )
-    return to_nano(money)
 
 
 def _in_words(limit: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`cloudmatrix keys`, `tenants` and `usage`: what they change holds on a running gateway at once."""
+"""`cloudmatrix keys`, `tenants`, `users`, `prices` and `usage`: what they change holds on a running gateway at once."""
 
 import asyncio
 import csv
@@ -93,9 +93,52 @@ async def test_what_commands_change_holds_on_a_running_gateway(
     assert row["requests"] == 0
 
 
+async def test_users_and_prices_that_commands_make_hold_on_a_running_gateway(
+    served: ServedModel, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    database = f"sqlite:///{tmp_path}/commands.db"
+    where = ["--database", database, "--pepper", "p", "--data-dir", str(tmp_path)]
+
+    async def run(*words: str) -> str:
+        told = ["--redis", redis_server.url] if words[1] != "list" and words[0] != "usage" else []
+        result = await asyncio.to_thread(call, *words, *where, *told)
+        assert result.exit_code == 0, result.output
+        return result.output.strip()
+
+    settings = {"redis_url": redis_server.url, "api_keys": "operator-key", "database_url": database}
+    async with serving(served, disaggregated(), **settings, key_pepper="p") as gateway:
+        await run("tenants", "create", "acme")
+        user = json.loads(await run("users", "create", "Ada", "--tenant", "acme", "--email", "a@b.example"))
+        (listed,) = json.loads(await run("users", "list", "--tenant", "acme", "--json"))["users"]
+        assert listed == user
+        assert user["name"] == "Ada"
+        assert "a@b.example" in await run("users", "list")
+        key = await run("keys", "create", "--tenant", "acme", "--user", user["id"])
+        await run("users", "change", user["id"], "--suspend")
+        await becomes(gateway, key, (403, "user_suspended"))
+        await run("users", "change", user["id"], "--resume", "--name", "Grace")
+        await becomes(gateway, key, (200, None))
+
+        await run("prices", "set", MODEL, "--input", "1000", "--output", "2000.5")
+        prices = json.loads(await run("prices", "list", "--json"))["prices"]
+        assert prices == {MODEL: {"input": "1000", "cached_input": "1000", "output": "2000.5"}}
+        assert "2000.5" in await run("prices", "list")
+        # Nothing may be spent and a request now costs 3 x 0.001 + 2 x 0.0020005.
+        await run("tenants", "limit", "acme", "--monthly-budget", "0.001")
+        await becomes(gateway, key, (429, "insufficient_quota"))
+        await run("prices", "delete", MODEL)
+        await becomes(gateway, key, (200, None))
+        assert json.loads(await run("prices", "list", "--json"))["prices"] == {}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["prices", "set", "m", "--input", "much", "--output", "1"], "expected an amount"),
+        (["prices", "delete", "m"], "there is no price of"),
+        (["users", "create", "Ada", "--tenant", "nobody"], "there is no tenant"),
+        (["users", "list", "--tenant", "nobody"], "there is no tenant"),
+        (["users", "change", "usr_nobody", "--suspend"], "there is no user"),
         (["keys", "revoke", "key_of_nobody"], "there is no key"),
         (["tenants", "create", "No Good"], "id: up to 63"),
         (["tenants", "limit", "default", "--monthly-budget", "lots"], "expected an amount"),
