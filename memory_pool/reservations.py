@@ -20,6 +20,9 @@ from memory_pool.connection import AsyncConnection, Connection
 
 Counter = Literal["window", "leases", "budget"]
 
+WORDS = "cm:q:words"
+"""A hash, as everything here: who may not GET cannot read a block's value either (`acl.py`)."""
+
 SLOTS = 60
 _KEEP_MS = 6 * 3600 * 1000
 """How long a budget's counter lives after its last use; it is then seeded again from the books."""
@@ -122,7 +125,8 @@ return {1, slot, 0, unpack(report)}
 _SETTLE = (
     _PRELUDE
     + """
-if not redis.call('SET', KEYS[1], 1, 'NX', 'PX', SETTLED_MS) then return 0 end
+if redis.call('HSETNX', KEYS[1], 'settled', 1) == 0 then return 0 end
+redis.call('PEXPIRE', KEYS[1], SETTLED_MS)
 for i = 2, #KEYS do
   local key, kind = KEYS[i], ARGV[3 * i]
   local reserved, used = tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
@@ -308,12 +312,12 @@ class AsyncReservations:
 
     async def word(self, name: str) -> bytes | None:
         """A small value that processes leave for each other. Raises StoreError."""
-        value: bytes | None = await self._connection.call("GET", name)
+        value: bytes | None = await self._connection.call("HGET", WORDS, name)
         return value
 
     async def leave_word(self, name: str, value: str) -> None:
         """Set what `word` reads. Raises StoreError."""
-        await self._connection.call("SET", name, value)
+        await self._connection.call("HSET", WORDS, name, value)
 
     async def close(self) -> None:
         """Idempotent."""

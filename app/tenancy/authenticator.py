@@ -27,7 +27,7 @@ from memory_pool.store import StoreError
 
 log = logging.getLogger(__name__)
 
-CHANGE_WORD = "cm:q:changed"
+CHANGE_WORD = "changed"
 POLL_S = 0.1
 """How long a change may take to reach the other gateways."""
 BELIEVED_S = 5.0
