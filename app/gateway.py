@@ -13,6 +13,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from app.admission.admission import Admission
 from app.admission.gate import Gate
+from app.api.admission import admission_router
 from app.api.answers import Desk
 from app.api.autoscaler import autoscaler_router
 from app.api.chat import chat_router
@@ -147,6 +148,7 @@ def create_app(
     app.include_router(tokens_router(desk))
     app.include_router(requests_router(history))
     app.include_router(admin_router(tenancy))
+    app.include_router(admission_router(gate))
     app.include_router(autoscaler_router(role_switch))
     app.include_router(workers_router(workers, client))
     app.include_router(pool_router(desk, memory_pool))

@@ -35,7 +35,7 @@ def create_console(gateway_url: str, *, transport: httpx.AsyncBaseTransport | No
         title="cloudmatrix console", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
     )
 
-    @app.api_route("/api/{rest:path}", methods=["GET", "POST"])
+    @app.api_route("/api/{rest:path}", methods=["GET", "POST", "DELETE"])
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST"])
     @app.api_route("/readyz", methods=["GET"])
     async def pass_on(request: Request) -> Response:

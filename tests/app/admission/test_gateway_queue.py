@@ -104,9 +104,14 @@ async def test_a_greedy_tenant_takes_no_more_than_its_share(
         for _ in range(30):
             group.create_task(one(modest, names[1]))
         await until_queued(gateway, (90).__eq__)
+        view = (await gateway.http.get("/api/admission", headers=ADMIN)).json()
+        assert (view["queued"], view["sequences_released"]) == (90, 2)
+        assert {row["tenant"]: row["queued"] for row in view["tenants"]} == {names[0]: 60, names[1]: 30}
         worker.is_held = False
         await until(lambda: order.count(names[1]) >= 24, "the modest tenant is served")
         index = await metric(gateway, "cloudmatrix_fairness_index")
+        view = (await gateway.http.get("/api/admission", headers=ADMIN)).json()
+        assert view["fairness_index"] == pytest.approx(index, abs=0.1)
     # Up to its 24th answer the modest one got its share of all.
     place = [number for number, name in enumerate(order, 1) if name == names[1]][23]
     assert 24 / place == pytest.approx(share, abs=0.1)

@@ -1,9 +1,10 @@
+import re
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from app.console.proxy import create_console
+from app.console.proxy import STATIC, create_console
 
 
 def gateway(request: httpx.Request) -> httpx.Response:
@@ -12,6 +13,8 @@ def gateway(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json=seen, headers={"x-request-id": "r-1", "x-secret": "kept inside"})
     if request.url.path == "/api/requests/a b":
         return httpx.Response(404, json={"error": {"message": f"query {request.url.query.decode()}"}})
+    if (request.method, request.url.path) == ("DELETE", "/api/admin/prices/m"):
+        return httpx.Response(200, json={"deleted": True})
     raise httpx.ConnectError("refused")
 
 
@@ -46,7 +49,38 @@ async def test_the_page_is_served_with_a_strict_policy(console: httpx.AsyncClien
     answer = await console.get("/")
     assert "cloudmatrix console" in answer.text
     assert "default-src 'self'" in answer.headers["content-security-policy"]
-    assert (await console.get("/console.js")).status_code == 200
+    assert (await console.get("/console.js")).headers["content-type"].startswith("text/javascript")
+
+
+def test_what_scripts_name_is_there() -> None:
+    """Elements by id, fields by name, pages, and imports: what a browser would only find out on the way."""
+    page = (STATIC / "index.html").read_text()
+    ids = re.findall(r'id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    scripts = {path.name: path.read_text() for path in STATIC.glob("*.js")}
+    exported = {
+        name: set(re.findall(r"export (?:async )?(?:function|const) (\w+)", text))
+        for name, text in scripts.items()
+    }
+    for name, text in scripts.items():
+        assert set(re.findall(r'\bat\("([^"]+)"\)', text)) <= set(ids), name
+        for names, source in re.findall(r'import \{([^}]+)\} from "\./([^"]+)"', text):
+            wanted = {wanted.strip() for wanted in names.split(",")}
+            assert wanted <= exported[source], name
+            for one in wanted:
+                assert len(re.findall(rf"\b{one}\b", text)) > 1, f"{name} does not use {one}"
+        for source in re.findall(r'from "\./([^"]+)"', text):
+            assert source in scripts
+    pages = set(re.findall(r'<main id="page-(\w+)"', page))
+    assert pages == set(re.findall(r'<a href="#(\w+)"', page))
+    assert pages == set(re.findall(r"^  (\w+): \{ read: ", scripts["console.js"], re.MULTILINE))
+    # The policy forbids what stands in the page itself.
+    assert not re.search(r"style=|onclick=|<style|<script>", page)
+
+
+async def test_what_is_to_be_deleted_is_deleted_at_the_gateway(console: httpx.AsyncClient) -> None:
+    answer = await console.delete("/api/admin/prices/m")
+    assert (answer.status_code, answer.json()) == (200, {"deleted": True})
 
 
 async def test_nothing_else_of_the_gateway_is_reachable(console: httpx.AsyncClient) -> None:
