@@ -78,6 +78,12 @@ def up(
         str | None,
         typer.Option(envvar=_env("REDIS"), help="A Redis of yours; none: a private one is started."),
     ] = None,
+    gateway_redis: Annotated[
+        str | None,
+        typer.Option(
+            envvar=_env("GATEWAY_REDIS"), help="That Redis as the gateways' own user; see `pool acl`."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(envvar=_env("HOST"), help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, envvar=_env("PORT"), help="Gateway; 0: any free port.")
@@ -143,6 +149,7 @@ def up(
             both=both,
             model=model,
             redis_url=redis,
+            gateway_redis_url=gateway_redis,
             host=host,
             port=port,
             console_port=None if no_console else console_port,

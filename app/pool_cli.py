@@ -10,6 +10,7 @@ from app.pool_door import DATA_DIR, AsJson, DataDir, Namespace, Redis, pool_admi
 from app.pool_prefixes_cli import prefixes_app
 from app.pool_replay_cli import replay
 from app.pool_tables import block_table, pool_tables
+from memory_pool.acl import ROLES, Role, rules
 
 pool_app = typer.Typer(help="The memory pool of a running service.", no_args_is_help=True)
 
@@ -72,6 +73,15 @@ def quota(
     typer.echo(
         json.dumps({"namespace": namespace, "quota_bytes": num_bytes}) if as_json else f"{namespace}: {limit}"
     )
+
+
+@pool_app.command()
+def acl(
+    role: Annotated[Role | None, typer.Argument(help="gateway, worker or keeper; none: all of them.")] = None,
+) -> None:
+    """The rules that make a user of your Redis for each role, to be given to redis-cli line by line."""
+    for one in ROLES if role is None else (role,):
+        typer.echo(f"ACL SETUSER cloudmatrix-{one} on >PASSWORD {' '.join(rules(one))}")
 
 
 def _print(what: RenderableType) -> None:

@@ -70,6 +70,8 @@ class UpOptions:
     """Processes behind the one gateway port."""
     observe: Mapping[str, str] = field(default_factory=dict)
     """Variables of all processes that say what is traced and logged, and how."""
+    gateway_redis_url: str | None = None
+    """`redis_url` for a user who may do no more than gateways need."""
     request_log: Path | None = None
     """Each further gateway's has its number in the name."""
 
@@ -80,6 +82,8 @@ def run(options: UpOptions) -> None:
         raise UpError(
             "nothing could serve: give --prefill and --decode at least 1 each, or --both at least 1"
         )
+    if options.gateway_redis_url is not None and options.redis_url is None:
+        raise UpError("--gateway-redis names the Redis of --redis for another user: give --redis, too")
     with contextlib.ExitStack() as held:
         folder = held.enter_context(DataFolder(options.data_dir))
         gateway_socket = held.enter_context(_bind(options.host, options.port, "--port"))
@@ -192,6 +196,8 @@ class _Service:
 
     def _gateway(self, number: int) -> ProcessSpec:
         env = {}
+        if self._options.gateway_redis_url is not None:
+            env["CLOUDMATRIX_REDIS_URL"] = self._options.gateway_redis_url
         if self._options.autoscale and number == 0:
             env["CLOUDMATRIX_AUTOSCALE"] = "1"
         path = self._options.request_log
@@ -204,8 +210,8 @@ class _Service:
         self, name: str, module: str, listening: socket.socket, more: Mapping[str, str] | None = None
     ) -> ProcessSpec:
         env = {
-            **(more or {}),
             **self._environment,
+            **(more or {}),
             "CLOUDMATRIX_LISTEN_FD": str(listening.fileno()),
             "CLOUDMATRIX_HOST": self._options.host,
             "CLOUDMATRIX_MODEL": self._entry.id,

@@ -7,9 +7,12 @@ from typing import Any
 from app.gateway import create_app
 from app.requests.served import ServedModel
 from app.settings import Settings
+from memory_pool.acl import rules
 from tests.app.conftest import FakeDirectory, FakePool, Gateway
 
-TEXT = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
 def test_settings_are_documented_with_their_defaults() -> None:
@@ -49,6 +52,18 @@ def test_every_named_fault_has_its_test() -> None:
     assert len(rows) >= 20, "the numbered list that it began with"
     named = [test for _, tests in rows for test in re.findall(r"`(tests/[^`]+)`", tests)]
     assert len(named) >= len(rows)
-    root = Path(__file__).parents[2]
-    for file, _, name in (test.partition("::") for test in named):
-        assert re.search(rf"^(async )?def {name}\(", (root / file).read_text(), re.MULTILINE), (file, name)
+    check_that_they_exist(named)
+
+
+def test_every_promise_of_security_has_its_test_and_the_rules_for_redis_are_the_ones_printed() -> None:
+    _, _, section = OPERATIONS.partition("\n## Security\n")
+    rows = re.findall(r"^\| (.+) \| `(tests/[^`]+)` \|$", section.partition("\n## ")[0], re.MULTILINE)
+    assert len(rows) >= 14
+    check_that_they_exist([test for _, test in rows])
+    rule = f"ACL SETUSER cloudmatrix-gateway on >PASSWORD {' '.join(rules('gateway'))}\n"
+    assert rule in OPERATIONS
+
+
+def check_that_they_exist(tests: list[str]) -> None:
+    for file, _, name in (test.partition("::") for test in tests):
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE), (file, name)
