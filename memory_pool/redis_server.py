@@ -30,6 +30,7 @@ _GUARD = Path(__file__).with_name("guard.py")
 _SOCKET_PATH_MAX = 100
 _START_TIMEOUT_S = 15.0
 _STOP_TIMEOUT_S = 10.0
+_LOCK_TIMEOUT_S = 1.0
 
 _ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 """For a server built on the C library's allocator: keep freed megabyte buffers rather than fault them in again for
@@ -100,12 +101,10 @@ def start_redis(
     log = home / "redis.log"
     program = binary or find_binary()
     with (home / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not _taken(lock):
             raise RedisServerError(
                 f"another service runs in {folder}: stop it or choose another folder with --data-dir"
-            ) from error
+            )
         _end_stale(record)
         _clean_up(record)
         url, config = _configure(home, maxmemory_bytes)
@@ -119,6 +118,18 @@ def start_redis(
     raise RedisServerError(
         f"{program} did not come up within {timeout_s:g} s; its log {log} ends with:\n{_log_end(log)}"
     )
+
+
+def _taken(lock: IO[str]) -> bool:
+    """The lock, waited for as long as the last thread of a server that was killed may need to let go of it."""
+    until = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
 
 
 def _configure(home: Path, maxmemory_bytes: int) -> tuple[str, str]:

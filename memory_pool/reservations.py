@@ -225,6 +225,8 @@ def outstanding(connection: Connection, prefix: str) -> Outstanding:
     """The counters whose keys begin with `prefix`, for an audit. Raises StoreError when Redis cannot be reached."""
     leases, holds, windows, spent = 0, 0, dict[str, int](), dict[str, int]()
     for key in connection.scan(f"{prefix}*"):
+        if key.decode() == WORDS:
+            continue
         kind = connection.call("TYPE", key)
         if kind == b"zset":
             leases += connection.call("ZCARD", key)
