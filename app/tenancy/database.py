@@ -1,7 +1,9 @@
 """The database: SQLite in the data folder, or PostgreSQL by URL; brought up to the newest schema before use."""
 
 import contextlib
+import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,7 @@ class Database:
         except ImportError as error:
             raise DatabaseError(f"{error}: install cloudmatrix[postgres] to use PostgreSQL") from error
         if is_sqlite:
-            event.listen(self.engine.sync_engine, "connect", _set_up_sqlite)
+            event.listen(self.engine.sync_engine, "connect", set_up_sqlite)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
 
     @contextlib.asynccontextmanager
@@ -127,7 +129,7 @@ class _sync_engine:  # noqa: N801 - used as a function
         except ImportError as error:
             raise DatabaseError(f"{error}: install cloudmatrix[postgres] to use PostgreSQL") from error
         if url.drivername == "sqlite":
-            event.listen(self._engine, "connect", _set_up_sqlite)
+            event.listen(self._engine, "connect", set_up_sqlite)
 
     def connect(self) -> Connection:
         return self._engine.connect()
@@ -136,13 +138,28 @@ class _sync_engine:  # noqa: N801 - used as a function
         self._engine.dispose()
 
 
-def _set_up_sqlite(connection: Any, _record: object) -> None:
+def set_up_sqlite(connection: Any, _record: object) -> None:
+    """What every new connection to SQLite begins with."""
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _use_write_ahead_log(cursor)
     cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _use_write_ahead_log(cursor: Any) -> None:
+    # SQLite does not wait here as `busy_timeout` says: who meets another one that is about to change the file is told
+    # so at once. The mode lasts, so only the first connections to a new file come here with something to do.
+    give_up = time.monotonic() + BUSY_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(0.01)
 
 
 def _cause(error: SQLAlchemyError) -> str:

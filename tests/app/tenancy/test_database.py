@@ -1,15 +1,19 @@
 """The same tenancy on SQLite and on a real PostgreSQL."""
 
 import asyncio
+import contextlib
+import sqlite3
+import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import URL
 
-from app.tenancy.database import Database, database_url, migrate
+from app.tenancy.database import Database, database_url, migrate, set_up_sqlite
 from app.tenancy.keys import digest_of
 from app.tenancy.ledger import Entry, Ledger
 from app.tenancy.limits import Limit
@@ -79,3 +83,18 @@ async def test_keys_and_ledger(url: URL, tmp_path: Path) -> None:
     assert rows[0]["cost"] == "2000000"
     await heir.close()
     await database.close()
+
+
+def test_first_connections_to_a_new_file_do_not_trip_over_each_other(tmp_path: Path) -> None:
+    """Each wants to change the file's mode; SQLite tells all but one that it is locked, and does so at once."""
+    for number in range(40):
+        path, start = tmp_path / f"{number}.db", threading.Barrier(8)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _, path=path, start=start: open_at(start, path), range(8)))
+
+
+def open_at(start: threading.Barrier, path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        start.wait()
+        set_up_sqlite(connection, None)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
