@@ -120,6 +120,10 @@ def up(
     gateways: Annotated[
         int, typer.Option(min=1, envvar=_env("GATEWAYS"), help="Gateway processes behind the one port.")
     ] = 1,
+    drain_s: Annotated[
+        float,
+        typer.Option(min=0, envvar=_env("DRAIN_S"), help="How long answers may go on once told to stop."),
+    ] = 60.0,
     otel: Annotated[
         str,
         typer.Option(
@@ -160,6 +164,7 @@ def up(
             pool_disk_bytes=None if pool_disk_mib is None else pool_disk_mib * MIB,
             autoscale=autoscale,
             gateways=gateways,
+            drain_s=drain_s,
             observe=observed(otel, log_format),
             request_log=None if request_log is None else request_log.expanduser().resolve(),
         )

@@ -13,7 +13,7 @@ def main() -> None:
     settings = Settings()
     level = logging.INFO if settings.log_format == "json" else logging.WARNING
     logs.configure(settings.log_format, process="gateway", level=level)
-    run_web(create_app(settings), host=settings.host, port=settings.port)
+    run_web(create_app(settings), host=settings.host, port=settings.port, drain_s=settings.drain_s)
 
 
 if __name__ == "__main__":

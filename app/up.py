@@ -28,7 +28,6 @@ from rich.console import Console
 from app.matrix.data_folder import DataFolder
 from app.matrix.local import LocalLauncher, ProcessSpec
 from app.matrix.solo import compile_kernels, worker_arguments
-from app.matrix.web import DRAIN_S
 from app.models import catalogue
 from app.models.entry import ModelEntry
 from engine.protocol import Role
@@ -66,6 +65,8 @@ class UpOptions:
     pool_disk_bytes: int | None = None
     """Capacity of the pool's disk tier; 0: none; None: as much as the disk can spare, at most 8 GiB."""
     autoscale: bool = False
+    drain_s: float = 60.0
+    """How long requests that were taken in may go on once the service is told to stop."""
     gateways: int = 1
     """Processes behind the one gateway port."""
     observe: Mapping[str, str] = field(default_factory=dict)
@@ -216,6 +217,7 @@ class _Service:
             "CLOUDMATRIX_HOST": self._options.host,
             "CLOUDMATRIX_MODEL": self._entry.id,
             "CLOUDMATRIX_GATEWAY_URL": _url(self._gateway_socket),
+            "CLOUDMATRIX_DRAIN_S": str(self._options.drain_s),
         }
         argv = [sys.executable, "-m", module]
         log_path = self._folder.logs / f"{name}.log"
@@ -225,7 +227,7 @@ class _Service:
             env=env,
             log_path=log_path,
             pass_fds=(listening.fileno(),),
-            stop_grace_s=DRAIN_S + 5,
+            stop_grace_s=self._options.drain_s + 5,
             is_door=True,
         )
 

@@ -74,10 +74,11 @@ def test_a_killed_worker_comes_back_and_requests_go_on(tmp_path: Path) -> None:
 async def test_sigterm_under_load_loses_no_reply(tmp_path: Path) -> None:
     """Streams that are decoding and requests still waiting for their prefill are answered to the end."""
     body = {"model": "smollm2-135m", "max_tokens": 96, "temperature": 0, "ignore_eos": True}
-    with running(tmp_path / "data", "--no-console") as service:
+    # As long as it takes: a busy machine's minute may be too short for two dozen answers.
+    with running(tmp_path / "data", "--no-console", "--drain-s", "200") as service:
         limits = httpx.Limits(max_connections=64)
         async with httpx.AsyncClient(
-            base_url=service.url, timeout=60, limits=limits, trust_env=False
+            base_url=service.url, timeout=200, limits=limits, trust_env=False
         ) as client:
             began: asyncio.Queue[None] = asyncio.Queue()
 
