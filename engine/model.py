@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import KVLayout, ModelConfig
-from engine.kernels import Progress, amx, choose, step, tiles, warm
+from engine.kernels import Progress, amx, choose, products, step, warm
 from engine.kernels.attention import TILE_POSITIONS, scratch_bytes
-from engine.kernels.matmul import SUM_BYTES, TILE_ROWS
 from engine.kernels.packing import LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
+from engine.kernels.quantised import SUM_BYTES, TILE_ROWS
 from engine.kernels.team import Team
 from engine.kv_cache import KVCache
 from engine.weights import ModelWeights, load_weights
@@ -264,7 +264,7 @@ class Model:
         plan[step.LOGITS_STRIDE] = self._logits_stride * 4
         attention = scratch_bytes(config.num_heads // config.num_kv_heads, config.head_dim)
         widest = max(config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
-        matrix = step.GATE_UP_BYTES + tiles.scratch_bytes(widest)
+        matrix = step.GATE_UP_BYTES + products.scratch_bytes(widest)
         stride = -(-max(attention, matrix) // 4096) * 4096
         plan[step.SCRATCH_STRIDE] = stride
         plan[step.SCRATCH] = self._hold("scratch", stride * self.num_threads)

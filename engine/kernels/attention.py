@@ -3,16 +3,16 @@
 Queries of all heads that share a KV head go together; each becomes 12-bit integers with one scale, as keys are, so a
 score is an exact integer times two floats. Softmax weights of a stretch of 64 tokens become 12-bit integers of their
 own row's scale, so what the stretch adds is again an exact integer times a float. Whoever computes the integers gets
-the same (`attention_dots.py`, `attention_tiles.py`), floats are a row's own and stretches begin at position 0: a row
-gets the same bits in any tile and on any path.
+the same (`attention_dots.py`, `attention_shorts.py`, `attention_tiles.py`), floats are a row's own and stretches begin
+at position 0: a row gets the same bits in any tile and on any path.
 """
 
 from typing import Any
 
 import numpy as np
 
-from engine.kernels import amx, attention_tiles, simd
-from engine.kernels.attention_products import mix, ready, score
+from engine.kernels import amx, simd
+from engine.kernels.attention_products import lead_bytes, mix, ready, score, spare_bytes, store_lead
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, jit
 from engine.kernels.kv import (
@@ -40,21 +40,21 @@ WEIGHT_UNIT = np.float32(LIMB / 4095.0)
 def scratch_bytes(group: int, head_dim: int) -> int:
     """Working memory of `attend` for one thread."""
     rows = -(-group * TILE_POSITIONS // 16) * 16
-    lasting = rows * (4 * head_dim + 64 + 2 * head_dim + 3 * 4)
-    of_a_group = 16 * (STRETCH * 4 + 64 + 2 * STRETCH + 3 * 4)
-    return lasting + of_a_group + 4 * 4 * STRETCH + attention_tiles.spare_bytes(head_dim) + 64
+    lasting = rows * (4 * head_dim + 64 + 3 * head_dim + 3 * 4)
+    of_a_group = 16 * (STRETCH * 4 + 64 + 3 * STRETCH + 3 * 4)
+    return lasting + of_a_group + 4 * 4 * STRETCH + spare_bytes(head_dim) + 64
 
 
 @inline
-def _quantise_query(source: int, head_dim: int, high: int, low: int) -> Any:
-    """A query as limbs; its scale and KEY_OFFSET times the sum of its integers."""
+def _quantise_query(isa: Isa, source: int, head_dim: int, lead: int, low: int) -> Any:
+    """A query as a row of the products; its scale and KEY_OFFSET times the sum of its integers."""
     top = amplitude(source, head_dim)
     factor, half = simd.splat_f32(inverse(top)), simd.splat_i32(LIMB // 2)
     total = simd.splat_i32(0)
     for dim in range(0, head_dim, 16):
         integers = simd.nearest(simd.load_f32(source + dim * 4) * factor)
         h = simd.shift_right(integers + half, LIMB_BITS)
-        simd.store_i8(high + dim, h)
+        store_lead(isa, lead, dim, integers, h)
         simd.store_i8(low + dim, integers - simd.shift_left(h, LIMB_BITS))
         total = total + integers
     return top / MAX_QUANTUM * np.float32(LIMB), simd.total_i32(total) * KEY_OFFSET
@@ -100,8 +100,8 @@ def _bound_of_all(scales: int, bounds: int) -> None:
 
 @inline
 def _weigh(
-    row: int, last: int, scores: int, offsets: int, factors: int, key_scales: int, value_scales: int, bounds: int,
-    high: int, low: int, totals: int, peaks: int, units: int,
+    isa: Isa, row: int, last: int, scores: int, offsets: int, factors: int, key_scales: int, value_scales: int,
+    bounds: int, weights: int, low_weights: int, totals: int, peaks: int, units: int,
 ) -> None:  # fmt: skip
     """One row's scores of a stretch to integer weights of its values; its peak, sum and what 1 stands for."""
     offset, at = simd.splat_i32(simd.read_i32(offsets + row * 4)), scores + row * 256
@@ -126,17 +126,18 @@ def _weigh(
     bound = bounds + min(last, STRETCH - 1) * 8
     simd.write_f32(units + row * 4, simd.read_f32(bound + 4))
     scale = simd.splat_f32(simd.read_f32(bound))
-    _store_weights(w0 * simd.load_f32(value_scales) * scale, high + row * 64, low + row * 64)
-    _store_weights(w1 * simd.load_f32(value_scales + 64) * scale, high + row * 64 + 16, low + row * 64 + 16)
-    _store_weights(w2 * simd.load_f32(value_scales + 128) * scale, high + row * 64 + 32, low + row * 64 + 32)
-    _store_weights(w3 * simd.load_f32(value_scales + 192) * scale, high + row * 64 + 48, low + row * 64 + 48)
+    lead, low = weights + row * STRETCH * lead_bytes(isa), low_weights + row * STRETCH
+    _store_weights(isa, w0 * simd.load_f32(value_scales) * scale, lead, low, 0)
+    _store_weights(isa, w1 * simd.load_f32(value_scales + 64) * scale, lead, low, 16)
+    _store_weights(isa, w2 * simd.load_f32(value_scales + 128) * scale, lead, low, 32)
+    _store_weights(isa, w3 * simd.load_f32(value_scales + 192) * scale, lead, low, 48)
 
 
 @inline
-def _store_weights(weights: Any, high: int, low: int) -> None:
+def _store_weights(isa: Isa, weights: Any, lead: int, low: int, index: int) -> None:
     integers = simd.nearest(weights)
-    simd.store_i8(high, simd.shift_right(integers, LIMB_BITS))
-    simd.store_i8(low, simd.low_bits(integers, LIMB - 1))
+    store_lead(isa, lead, index, integers, simd.shift_right(integers, LIMB_BITS))
+    simd.store_i8(low + index, simd.low_bits(integers, LIMB - 1))
 
 
 @inline
@@ -186,25 +187,25 @@ def attend(
     padded = (rows + 15) // 16 * 16
     mixed = (scratch + 63) // 64 * 64
     sums = mixed + padded * head_floats
-    query_high = sums + padded * 64
-    query_low = query_high + padded * head_dim
-    offsets = query_low + padded * head_dim
+    queries_lead = sums + padded * 64
+    queries_low = queries_lead + padded * head_dim * 2
+    offsets = queries_low + padded * head_dim
     factors, highest = offsets + padded * 4, offsets + padded * 8
     # What a group of 16 rows works with.
     scores = offsets + padded * 12
     totals = scores + 16 * STRETCH * 4
-    weights_high = totals + 16 * 64
-    weights_low = weights_high + 16 * STRETCH
+    weights_lead = totals + 16 * 64
+    weights_low = weights_lead + 16 * STRETCH * 2
     peaks = weights_low + 16 * STRETCH
     shrinks, units = peaks + 64, peaks + 128
     key_scales = peaks + 192
     value_scales, bounds = key_scales + STRETCH * 4, key_scales + STRETCH * 8
     spare = bounds + STRETCH * 8
-    nothing = simd.splat_f32(ZERO)
+    nothing, lead_row = simd.splat_f32(ZERO), head_dim * lead_bytes(isa)
     for row in range(rows):
         source = queries + row // group * query_stride + row % group * head_floats
         scale, offset = _quantise_query(
-            source, head_dim, query_high + row * head_dim, query_low + row * head_dim
+            isa, source, head_dim, queries_lead + row * lead_row, queries_low + row * head_dim
         )
         simd.write_f32(factors + row * 4, scale * LOG2_E)
         simd.write_i32(offsets + row * 4, offset)
@@ -241,22 +242,25 @@ def attend(
             _bound_of_all(value_scales, bounds)
         # Rows that lie wholly before this stretch come first in the tile and are done.
         row = max(0, start - first_position) * group
-        tiled = ready(isa, rows - row, head_dim, first + values_at, second + values_at, spare)
+        tiled = ready(
+            isa, rows - row, head_dim, first + keys_at, second + keys_at, first + values_at, second + values_at,
+            num_tokens, spare, ahead, ahead_second,
+        )  # fmt: skip
         for base in range(row // 16 * 16, rows, 16):
             begin, end = max(row - base, 0), min(rows - base, 16)
             score(
-                isa, tiled, begin, end, query_high + base * head_dim, query_low + base * head_dim, head_dim,
+                isa, tiled, begin, end, queries_lead + base * lead_row, queries_low + base * head_dim, head_dim,
                 first + keys_at, second + keys_at, num_tokens, scores, spare, ahead, ahead_second,
             )  # fmt: skip
             for each in range(begin, end):
                 last = first_position + (base + each) // group - start
                 _weigh(
-                    each, last, scores, offsets + base * 4, factors + base * 4, key_scales, value_scales, bounds,
-                    weights_high, weights_low, totals, peaks, units,
+                    isa, each, last, scores, offsets + base * 4, factors + base * 4, key_scales, value_scales, bounds,
+                    weights_lead, weights_low, totals, peaks, units,
                 )  # fmt: skip
             _join(begin, end, peaks, highest + base * 4, shrinks, units, totals, sums + base * 64)
             mix(
-                isa, tiled, begin, end, weights_high, weights_low, head_dim, first + values_at, second + values_at,
+                isa, tiled, begin, end, weights_lead, weights_low, head_dim, first + values_at, second + values_at,
                 num_tokens, shrinks, units, mixed + base * head_floats, spare, ahead, ahead_second,
             )  # fmt: skip
     amx.end(isa)

@@ -17,18 +17,20 @@ from engine.kernels import simd
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, inline, intrinsic, jit, types
 from engine.kernels.packing import BLOCK_BYTES, CHANNEL, FACTORED, Q8_0, SCALE_BYTES
+from engine.kernels.quantised import (
+    LIMB_BYTES,
+    ROW_STEP_BYTES,
+    SUM_BYTES,
+    SUM_FLOAT,
+    SUM_WORD,
+    TILE_SUMS_BYTES,
+    block_of_rows,
+    sums_place,
+    tile_place,
+)
 from engine.kernels.simd import F32, F32_LANES, I8, I16, I32, I32_LANES, I64, LANES
 
 Builder = Any
-TILE_ROWS = 16
-LIMB_BYTES = 64
-ROW_STEP_BYTES = 2 * LIMB_BYTES
-STEP_BYTES = TILE_ROWS * ROW_STEP_BYTES
-"""Quantised rows lie in tiles of 16, step by step of 64 inputs: of each row the limbs h [64 bytes], then the l."""
-SUM_PAIR, SUM_FLOAT = 0, 4
-SUM_BYTES = 8
-"""Of one row over one block of 32 inputs: 2 · Σ h and Σ l as a pair of 16 bits, Σ x as a float."""
-TILE_SUMS_BYTES = TILE_ROWS * SUM_BYTES
 PREFETCH_BYTES = 8192
 """How far ahead of the block at work weights are fetched."""
 
@@ -55,26 +57,6 @@ def _dot_portable(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any
 
 def _dot_vnni(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
     return simd.call(builder, "llvm.x86.avx512.vpdpbusd.512", I32_LANES, [acc, unsigned, signed])
-
-
-def _dot_avx2(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
-    # Bytes 0, 2 and 1, 3 of each lane as 16-bit pairs: every product and sum is exact.
-    shorts = ir.VectorType(ir.IntType(16), 32)
-    eight = ir.Constant(shorts, [8] * 32)
-    w, x = builder.bitcast(unsigned, shorts), builder.bitcast(signed, shorts)
-    pairs = (
-        (builder.and_(w, ir.Constant(shorts, [255] * 32)), builder.ashr(builder.shl(x, eight), eight)),
-        (builder.lshr(w, eight), builder.ashr(x, eight)),
-    )
-    for left, right in pairs:
-        parts = []
-        for start in (0, 16):
-            order = ir.Constant(ir.VectorType(I32, 16), list(range(start, start + 16)))
-            args = [builder.shuffle_vector(value, value, order) for value in (left, right)]
-            parts.append(simd.call(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), args))
-        joined = builder.shuffle_vector(*parts, ir.Constant(I32_LANES, list(range(LANES))))
-        acc = builder.add(acc, joined)
-    return acc
 
 
 def _dot_arm(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
@@ -109,10 +91,20 @@ def _pairs_vnni(builder: Builder, acc: Any, a: Any, b: Any) -> Any:
     return simd.call(builder, "llvm.x86.avx512.vpdpwssd.512", I32_LANES, [acc, a, b])
 
 
+def _pairs_avx2(builder: Builder, acc: Any, a: Any, b: Any) -> Any:
+    shorts = ir.VectorType(I16, 32)
+    parts = []
+    for start in (0, 16):
+        order = ir.Constant(ir.VectorType(I32, 16), list(range(start, start + 16)))
+        args = [builder.shuffle_vector(*[builder.bitcast(value, shorts)] * 2, order) for value in (a, b)]
+        parts.append(simd.call(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), args))
+    joined = builder.shuffle_vector(*parts, ir.Constant(I32_LANES, list(range(LANES))))
+    return builder.add(acc, joined)
+
+
 DOT: dict[str, Any] = {
     "amx": _dot_vnni,
     "vnni": _dot_vnni,
-    "avx2": _dot_avx2,
     "dotprod": _dot_arm,
     "portable": _dot_portable,
 }
@@ -131,7 +123,7 @@ def _join_avx512(builder: Builder, low: Any, high: Any) -> Any:
 
 JOIN = {"amx": _join_avx512, "vnni": _join_avx512}
 """The low halves of two vectors as one vector of pairs; elsewhere plain code."""
-PAIRS = {"amx": _pairs_vnni, "vnni": _pairs_vnni}
+PAIRS = {"amx": _pairs_vnni, "vnni": _pairs_vnni, "avx2": _pairs_avx2}
 """acc + a.low · b.low + a.high · b.high of the two signed halves of each lane; elsewhere plain code."""
 
 
@@ -169,11 +161,21 @@ def scales_ir(builder: Builder, form: int, address: Any) -> tuple[Any, Any]:
     return d, builder.fmul(d, ir.Constant(F32_LANES, [-128.0] * LANES))
 
 
-def block_of_rows(builder: Builder, rows: Any, block: Any) -> Any:
-    """Where a block of quantised rows lies: the limbs h of their first row."""
-    one = ir.Constant(I64, 1)
-    step = builder.mul(builder.lshr(block, one), ir.Constant(I64, STEP_BYTES))
-    return builder.add(rows, builder.add(step, builder.mul(builder.and_(block, one), ir.Constant(I64, 32))))
+def scale_and_store(
+    builder: Builder, form: int, value: Any, row_scale: Any, scale: Any, out: Any, add: Any
+) -> None:
+    """One row's sums over all inputs, scaled, to 16 floats at `out` (added when `add`).
+
+    `row_scale`: where the panel's 16 floats lie (none with Q8_0, whose sums are floats); `scale`: the row's.
+    """
+    if form != Q8_0:
+        value = builder.fmul(builder.sitofp(value, F32_LANES), simd.load(builder, row_scale, F32_LANES, 64))
+    value = builder.fmul(value, simd.splat(builder, simd.load(builder, scale, F32, 4), F32_LANES))
+    with builder.if_else(builder.icmp_signed("!=", add, ir.Constant(I64, 0))) as (adds, stores):
+        with adds:
+            simd.store(builder, builder.fadd(simd.load(builder, out, F32_LANES), value), out)
+        with stores:
+            simd.store(builder, value, out)
 
 
 @intrinsic
@@ -210,7 +212,7 @@ def _rows_by_panel(
                 b, code, b.add(scale_base, b.mul(loop.index, ir.Constant(I64, SCALE_BYTES[code])))
             )
             fetch_ahead(b, code, panel_, loop.index)
-            rows_at = block_of_rows(b, x_, loop.index)
+            rows_at = block_of_rows(b, x_, loop.index, 32)
             sums_at = b.add(sums_, b.mul(loop.index, ir.Constant(I64, TILE_SUMS_BYTES)))
             for r in range(count):
                 at = simd.offset(b, sums_at, SUM_BYTES * r)
@@ -225,12 +227,12 @@ def _rows_by_panel(
                     parts.append(integer)
                 if code == CHANNEL:
                     both = b.add(b.shl(parts[0], _const(5)), parts[1])
-                    x_pair = simd.splat(b, simd.load(b, simd.offset(b, at, SUM_PAIR), I32, 4), I32_LANES)
+                    x_pair = simd.splat(b, simd.load(b, simd.offset(b, at, SUM_WORD), I32, 4), I32_LANES)
                     b.store(pairs(b, b.add(b.load(accs[r]), both), x_pair, addend), accs[r])
                 elif code == FACTORED:
                     # Both sums fit 16 bits: 15 · 63 · 32 < 2^15.
                     both = join(b, *parts)
-                    x_pair = simd.splat(b, simd.load(b, simd.offset(b, at, SUM_PAIR), I32, 4), I32_LANES)
+                    x_pair = simd.splat(b, simd.load(b, simd.offset(b, at, SUM_WORD), I32, 4), I32_LANES)
                     acc = pairs(b, b.load(accs[r]), both, factor)
                     b.store(pairs(b, acc, x_pair, addend), accs[r])
                 else:
@@ -238,36 +240,13 @@ def _rows_by_panel(
                     total = simd.splat(b, simd.load(b, simd.offset(b, at, SUM_FLOAT), F32, 4), F32_LANES)
                     acc = simd.fma_ir(b, b.sitofp(both, F32_LANES), factor, b.load(accs[r]))
                     b.store(simd.fma_ir(b, total, addend, acc), accs[r])
-        if code != Q8_0:
-            last = b.add(scale_base, b.mul(blocks_, ir.Constant(I64, SCALE_BYTES[code])))
-            row_scale = simd.load(b, last, F32_LANES, 64)
+        row_scale = b.add(scale_base, b.mul(blocks_, ir.Constant(I64, SCALE_BYTES[code])))
         for r in range(count):
-            scale = simd.load(b, simd.offset(b, scales_, 4 * r), F32, 4)
-            value = b.load(accs[r])
-            if code != Q8_0:
-                value = b.fmul(b.sitofp(value, F32_LANES), row_scale)
-            value = b.fmul(value, simd.splat(b, scale, F32_LANES))
             target = b.add(out_, b.mul(out_stride_, ir.Constant(I64, r)))
-            with b.if_else(b.icmp_signed("!=", add_, ir.Constant(I64, 0))) as (adds, stores):
-                with adds:
-                    simd.store(b, b.fadd(simd.load(b, target, F32_LANES), value), target)
-                with stores:
-                    simd.store(b, value, target)
+            scale_and_store(b, code, b.load(accs[r]), row_scale, simd.offset(b, scales_, 4 * r), target, add_)
         return c.get_dummy_value()
 
     return types.none(isa, form, rows, *[types.int64] * 8), codegen
-
-
-@inline
-def tile_place(row: int, num_blocks: int) -> Any:
-    """Byte offset of a row's first block among quantised rows."""
-    return row // TILE_ROWS * ((num_blocks + 1) // 2) * STEP_BYTES + row % TILE_ROWS * ROW_STEP_BYTES
-
-
-@inline
-def sums_place(row: int, num_blocks: int) -> Any:
-    """Byte offset of a row's first sum."""
-    return row // TILE_ROWS * num_blocks * TILE_SUMS_BYTES + row % TILE_ROWS * SUM_BYTES
 
 
 @inline

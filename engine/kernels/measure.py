@@ -9,39 +9,48 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from engine.kernels import amx, rows, tiles
+from engine.kernels import amx, products, rows
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, intrinsic, jit, types
-from engine.kernels.matmul import DOT, ROW_STEP_BYTES, STEP_BYTES, SUM_BYTES, TILE_ROWS
+from engine.kernels.matmul import DOT, PAIRS
 from engine.kernels.packing import BLOCK, LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
+from engine.kernels.quantised import ROW_STEP_BYTES, SHORTS, STEP_BYTES, SUM_BYTES, TILE_ROWS
 from engine.kernels.simd import I32, I32_LANES, I64, splat
 from engine.weights.tensor import Tensor
 
-CHAINS = 16
-"""Independent accumulators: enough to hide the latency of a dot product."""
+CHAINS, FEW_CHAINS = 16, 6
+"""Independent accumulators: enough to hide the latency of a dot product, and no more than registers hold."""
 PEAK_ROUNDS = 200_000
-OPS_PER_DOT = 2 * 4 * LANES
 
 
 @intrinsic
 def _dots(context: Any, isa: Any, rounds: Any) -> Any:
-    """`rounds` times CHAINS dot products of 64 bytes, from registers."""
+    """`rounds` times as many dot products as there are chains, from registers."""
     if not isinstance(isa, IsaType):
         return None
+    dot, count = _dot_of(isa.tag), _chains_of(isa.tag)
 
     def codegen(_c: Any, b: Any, _s: Any, args: Any) -> Any:
-        quad = splat(b, b.trunc(args[1], I32), I32_LANES)
-        weights = ir.Constant(I32_LANES, [0x01020304] * LANES)
-        chains = [cgutils.alloca_once_value(b, ir.Constant(I32_LANES, [i] * LANES)) for i in range(CHAINS)]
-        with cgutils.for_range(b, args[1]):
+        chains = [cgutils.alloca_once_value(b, ir.Constant(I32_LANES, [i] * LANES)) for i in range(count)]
+        with cgutils.for_range(b, args[1]) as loop:
+            # Differs from round to round and from chain to chain: nothing can be computed once for all.
+            quad = splat(b, b.trunc(loop.index, I32), I32_LANES)
             for chain in chains:
-                b.store(DOT[isa.tag](b, b.load(chain), weights, quad), chain)
+                b.store(dot(b, b.load(chain), b.load(chain), quad), chain)
         total = b.load(chains[0])
         for chain in chains[1:]:
             total = b.add(total, b.load(chain))
         return b.sext(b.extract_element(total, ir.Constant(I32, 0)), I64)
 
     return types.int64(isa, types.int64), codegen
+
+
+def _dot_of(tag: str) -> Any:
+    return PAIRS[tag] if tag in SHORTS else DOT[tag]
+
+
+def _chains_of(tag: str) -> int:
+    return CHAINS if tag in ("amx", "vnni") else FEW_CHAINS
 
 
 @jit
@@ -63,9 +72,9 @@ def _multiply_panels(
     isa: Isa, form: int, num_rows: int, num_panels: int, panels: int, panel_bytes: int, num_blocks: int,
     x: int, sums: int, scales: int, out: int, configs: int, scratch: int,
 ) -> None:  # fmt: skip
-    amx.begin(isa, tiles.config_of(form), configs)
+    amx.begin(isa, products.config_of(form), configs)
     for panel in range(num_panels):
-        tiles.multiply(
+        products.multiply(
             isa, form, 0, num_rows, panels + panel * panel_bytes, num_blocks, x, sums, scales,
             out + panel * 64, num_panels * 64, 0, scratch,
         )  # fmt: skip
@@ -83,7 +92,7 @@ class Product:
         self._sums = aligned(padded * matrix.num_blocks * SUM_BYTES)
         self._scales = aligned(padded * 4)
         self._out = aligned(padded * matrix.num_panels * 64)
-        self._scratch = aligned(tiles.scratch_bytes(matrix.num_inputs))
+        self._scratch = aligned(products.scratch_bytes(matrix.num_inputs))
         # What lies in working memory must not matter: a step shares it with attention.
         self._scratch[:] = 0x55
         self._configs = aligned(amx.CONFIG_BYTES)
@@ -92,6 +101,7 @@ class Product:
         for row in range(num_rows):
             tile, lane = divmod(row, TILE_ROWS)
             rows.quantise_row(
+                isa,
                 x[row].ctypes.data,
                 matrix.num_inputs,
                 self._quantised.ctypes.data + tile * steps * STEP_BYTES + lane * ROW_STEP_BYTES,
@@ -129,10 +139,14 @@ def random_tensor(kind: str, num_outputs: int, num_inputs: int, seed: int) -> Te
 
 
 def dot_peak_ops_per_s(isa: Isa) -> float | None:
-    """Operations a second of one core's 8-bit dot product from registers; None where it is plain code."""
+    """Operations a second of one core's dot product from registers; None where it is plain code.
+
+    Of bytes, four to a lane; of 16-bit integers, two to a lane, where a machine has no other.
+    """
     if isa.name == "portable":
         return None
-    return PEAK_ROUNDS * CHAINS * OPS_PER_DOT / _best_s(lambda: _dot_rounds(isa, PEAK_ROUNDS))
+    ops = 2 * (2 if isa.name in SHORTS else 4) * LANES * _chains_of(isa.name)
+    return PEAK_ROUNDS * ops / _best_s(lambda: _dot_rounds(isa, PEAK_ROUNDS))
 
 
 def read_bytes_per_s(num_bytes: int, num_threads: int) -> float:

@@ -6,9 +6,10 @@ Addresses are bytes; a row is float32.
 import numpy as np
 
 from engine.kernels import simd
+from engine.kernels.isa import Isa
 from engine.kernels.jit import jit
-from engine.kernels.matmul import LIMB_BYTES, STEP_BYTES, SUM_FLOAT, SUM_PAIR, TILE_SUMS_BYTES
 from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
+from engine.kernels.quantised import STEP_BYTES, TILE_SUMS_BYTES, write_block
 from engine.weights.quantise import MAX_ACTIVATION
 
 MAX_QUANTUM = np.float32(MAX_ACTIVATION)
@@ -17,8 +18,8 @@ ZERO = np.float32(0.0)
 
 
 @jit
-def quantise_row(source: int, length: int, quantised: int, sums: int, scale: int) -> None:
-    """Row of floats to 12-bit integers (limbs h and l), their sums per block of 32 and one scale.
+def quantise_row(isa: Isa, source: int, length: int, quantised: int, sums: int, scale: int) -> None:
+    """Row of floats to 12-bit integers, their sums per block of 32 and one scale, laid as `quantised.py` says.
 
     The row's steps of 64 inputs lie `STEP_BYTES` apart at `quantised`, its sums `TILE_SUMS_BYTES` apart at `sums`.
     """
@@ -30,25 +31,17 @@ def quantise_row(source: int, length: int, quantised: int, sums: int, scale: int
     if amplitude > ZERO:
         inverse = MAX_QUANTUM / amplitude
     simd.write_f32(scale, amplitude / MAX_QUANTUM)
-    factor, half, unit = simd.splat_f32(inverse), simd.splat_i32(16), simd.splat_i32(32)
+    if length % 64:
+        # Half of the last step is no input.
+        nothing, last = simd.splat_i32(0), quantised + length // 64 * STEP_BYTES
+        simd.store_i32(last, nothing)
+        simd.store_i32(last + 64, nothing)
+    factor = simd.splat_f32(inverse)
     for block in range(length // 32):
-        target = quantised + block // 2 * STEP_BYTES + block % 2 * 32
-        here = sums + block * TILE_SUMS_BYTES
         first = simd.nearest(simd.load_f32(source + block * 128) * factor)
         second = simd.nearest(simd.load_f32(source + block * 128 + 64) * factor)
-        high, high_second = simd.shift_right(first + half, 5), simd.shift_right(second + half, 5)
-        simd.store_i8(target, high)
-        simd.store_i8(target + 16, high_second)
-        simd.store_i8(target + LIMB_BYTES, first - high * unit)
-        simd.store_i8(target + LIMB_BYTES + 16, second - high_second * unit)
-        total, total_high = simd.total_i32(first + second), simd.total_i32(high + high_second)
-        simd.write_i32(here + SUM_PAIR, (2 * total_high & 0xFFFF) | ((total - 32 * total_high) << 16))
-        simd.write_f32(here + SUM_FLOAT, np.float32(total))
-    if length % 64:
-        rest = quantised + length // 64 * STEP_BYTES + 32
-        nothing = simd.splat_i32(0)
-        for at in (rest, rest + 16, rest + LIMB_BYTES, rest + LIMB_BYTES + 16):
-            simd.store_i8(at, nothing)
+        step, here = quantised + block // 2 * STEP_BYTES, sums + block * TILE_SUMS_BYTES
+        write_block(isa, first, second, step, block, here)
 
 
 @jit

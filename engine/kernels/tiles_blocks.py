@@ -10,7 +10,9 @@ from llvmlite import ir
 from engine.kernels import amx, simd
 from engine.kernels.amx import TILE_BYTES, place
 from engine.kernels.jit import cgutils, inline, intrinsic, types
-from engine.kernels.matmul import (
+from engine.kernels.matmul import fetch_ahead, scales_ir, unpack_ir
+from engine.kernels.packing import BLOCK_BYTES, Q8_0, SCALE_BYTES
+from engine.kernels.quantised import (
     LIMB_BYTES,
     ROW_STEP_BYTES,
     SUM_BYTES,
@@ -18,13 +20,9 @@ from engine.kernels.matmul import (
     TILE_ROWS,
     TILE_SUMS_BYTES,
     block_of_rows,
-    fetch_ahead,
-    scales_ir,
     sums_place,
     tile_place,
-    unpack_ir,
 )
-from engine.kernels.packing import BLOCK_BYTES, Q8_0, SCALE_BYTES
 from engine.kernels.simd import F32, F32_LANES, I32_LANES, I64, LANES
 
 Builder = Any
@@ -94,7 +92,7 @@ def _tile_by_q8(
 
         with cgutils.for_range(b, b.add(blocks_, ir.Constant(I64, LAG))) as loop:
             with b.if_then(b.icmp_signed("<", loop.index, blocks_)):
-                rows = block_of_rows(b, x_, loop.index)
+                rows = block_of_rows(b, x_, loop.index, 32)
                 amx.load(b, 6, place(b, panel_, loop.index, Q8_BYTES))
                 for limb in (0, 1):
                     amx.zero(b, limb)

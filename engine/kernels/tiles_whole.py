@@ -12,17 +12,15 @@ from llvmlite import ir
 from engine.kernels import amx, simd
 from engine.kernels.amx import TILE_BYTES, place
 from engine.kernels.jit import cgutils, inline, intrinsic, types
-from engine.kernels.matmul import (
+from engine.kernels.matmul import fetch_ahead, scales_ir, unpack_ir
+from engine.kernels.packing import BLOCK_BYTES, CHANNEL, FACTORED, SCALE_BYTES
+from engine.kernels.quantised import (
     LIMB_BYTES,
     ROW_STEP_BYTES,
     STEP_BYTES,
     TILE_ROWS,
-    fetch_ahead,
-    scales_ir,
     tile_place,
-    unpack_ir,
 )
-from engine.kernels.packing import BLOCK_BYTES, CHANNEL, FACTORED, SCALE_BYTES
 from engine.kernels.simd import F32, F32_LANES, I8, I16, I32_LANES, I64, LANES
 
 Builder = Any

@@ -1,22 +1,26 @@
-"""Matrix products the quickest way a path has: on AMX tiles where there are some and rows enough, else `matmul.py`."""
+"""Matrix products the quickest way a path has: AMX tiles, pairs of 16-bit integers, or dot products of four bytes."""
 
 from typing import Any
 
-from engine.kernels import amx, tiles_blocks, tiles_whole
+from engine.kernels import amx, shorts, tiles_blocks, tiles_whole
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, jit, overload
-from engine.kernels.matmul import TILE_ROWS, multiply_panel
+from engine.kernels.matmul import multiply_panel
 from engine.kernels.packing import FACTORED, Q8_0
+from engine.kernels.quantised import SHORTS, TILE_ROWS
 
 MIN_ROWS = (8, 13, 8)
 """By form: fewer rows than this are quicker without tiles, for expanding a panel costs as much as some rows without."""
 MIN_REST = 3
 """Once a panel is expanded, tiles are quicker for so many rows left over."""
+MIN_WHOLE_ROWS = 8
+"""Fewer rows are quicker block by block than over whole integers of 16 bits."""
 
 
 def scratch_bytes(num_inputs: int) -> int:
     """Working memory of `multiply` for one thread."""
-    return max(tiles_whole.scratch_bytes(num_inputs), tiles_blocks.scratch_bytes(num_inputs))
+    by_tiles = max(tiles_whole.scratch_bytes(num_inputs), tiles_blocks.scratch_bytes(num_inputs))
+    return max(by_tiles, shorts.scratch_bytes(num_inputs))
 
 
 @inline
@@ -40,6 +44,32 @@ def multiply_panel_by_tiles(
             tiles_whole.multiply(0, begin, stop, panel, num_blocks, x, scales, out, out_stride, add, scratch)
         else:
             tiles_whole.multiply(2, begin, stop, panel, num_blocks, x, scales, out, out_stride, add, scratch)
+
+
+@jit
+def multiply_panel_by_shorts(
+    isa: Isa, form: int, first: int, last: int, panel: int, num_blocks: int, x: int, sums: int, scales: int, out: int,
+    out_stride: int, add: int, scratch: int,
+) -> None:  # fmt: skip
+    """`matmul.multiply_panel` by pairs of 16 bits; the rows' buffers are padded to 16 rows."""
+    if form == Q8_0:
+        shorts.multiply_few(isa, 1, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
+    elif last - first < MIN_WHOLE_ROWS:
+        if form == FACTORED:
+            shorts.multiply_few(isa, 0, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
+        else:
+            shorts.multiply_few(isa, 2, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
+    else:
+        for begin in range(first, last, shorts.MAX_ROWS):
+            stop = min(last, begin + shorts.MAX_ROWS)
+            if form == FACTORED:
+                shorts.multiply_whole(
+                    isa, 0, begin, stop, panel, num_blocks, x, scales, out, out_stride, add, scratch
+                )
+            else:
+                shorts.multiply_whole(
+                    isa, 2, begin, stop, panel, num_blocks, x, scales, out, out_stride, add, scratch
+                )
 
 
 def multiply(
@@ -110,4 +140,25 @@ def _multiply(
         if last > middle:
             multiply_panel(isa, form, middle, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
 
+    def by_shorts(
+        isa: Any,
+        form: Any,
+        first: Any,
+        last: Any,
+        panel: Any,
+        num_blocks: Any,
+        x: Any,
+        sums: Any,
+        scales: Any,
+        out: Any,
+        out_stride: Any,
+        add: Any,
+        scratch: Any,
+    ) -> None:
+        multiply_panel_by_shorts(
+            isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
+        )
+
+    if isa.tag in SHORTS:
+        return by_shorts
     return by_tiles if isa.tag == "amx" else plainly
