@@ -1,4 +1,5 @@
-"""How much of a shared processor a worker claims: while it computes nothing but long prompts, it lets others go first.
+"""How much of a shared processor a worker claims: first tokens that somebody waits for, then running answers, then
+long prompts.
 
 Linux weighs sessions against each other, not threads: where autogroups are on, the niceness of a thread counts only
 inside its own session, and what a worker process claims against its neighbours is the niceness of its group
@@ -7,7 +8,7 @@ inside its own session, and what a worker process claims against its neighbours 
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +16,11 @@ AUTOGROUP = Path("/proc/self/autogroup")
 ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 LONG_TOKENS = 512
 """Tokens to compute from which a prompt is long: nobody expects its first token at once."""
-NICENESS = 4
-"""Two fifths of the weight of a neighbour of niceness 0 (423 against 1024)."""
+DECODE_NICENESS = 4
+"""Two fifths of the weight of a neighbour of niceness 0 (423 against 1024): a short prompt slows answers down for a
+moment, where answers at equal weight would keep its first token waiting for twice as long."""
+LONG_NICENESS = 8
+"""Two fifths of the weight of a neighbour that decodes (172 against 423)."""
 
 
 class Prompt(Protocol):
@@ -48,13 +52,19 @@ class Courtesy:
 
     def before(self, prompts: Iterable[Prompt], num_decode: int) -> None:
         """Choose the niceness for a step of a worker that runs `prompts`, with so many decode rows."""
-        is_patient = num_decode == 0 and all(
-            p.num_tokens - p.local_tokens - p.fetched_tokens >= LONG_TOKENS for p in prompts
+        niceness = niceness_of(
+            [p.num_tokens - p.local_tokens - p.fetched_tokens for p in prompts], num_decode
         )
-        niceness = NICENESS if is_patient else 0
         if niceness == self._niceness:
             return
         # The kernel may ask to come again in a tenth of a second: the next step does.
         with contextlib.suppress(OSError):
             self._autogroup.write_text(str(niceness))
             self._niceness = niceness
+
+
+def niceness_of(to_compute: Sequence[int], num_decode: int) -> int:
+    """For a step over prompts that have so many tokens to compute, and so many decode rows (pure)."""
+    if any(tokens < LONG_TOKENS for tokens in to_compute):
+        return 0
+    return DECODE_NICENESS if num_decode else LONG_NICENESS

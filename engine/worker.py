@@ -264,7 +264,8 @@ class Worker:
         if not plan.slots:
             return bool(plan.preempted)
         if self._courtesy is not None:
-            self._courtesy.before(self._scheduler.running, plan.num_decode)
+            prompts = [sequence for sequence in self._scheduler.running if sequence.num_uncomputed > 1]
+            self._courtesy.before(prompts, plan.num_decode)
         try:
             outcomes = self._compute(plan)
         except Exception as error:
