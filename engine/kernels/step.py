@@ -14,11 +14,9 @@ from engine.kernels.jit import inline, jit
 from engine.kernels.kv import BLOCK_TOKENS, head_bytes, write_key, write_value
 from engine.kernels.quantised import TILE_ROWS, sums_place, tile_place
 from engine.kernels.team import (
-    CHUNK_BITS,
     DONE,
     FIRST,
     PHASES,
-    SPINS,
     TICKET,
     atomic_add,
     atomic_load,
@@ -26,10 +24,11 @@ from engine.kernels.team import (
     chunk_of,
     compare_and_swap,
     next_ticket,
+    open_phase,
     phases_since,
     serial_of,
     taken,
-    wait_for_change,
+    wait_for_next_phase,
     wake_helpers,
 )
 
@@ -315,7 +314,7 @@ def _open(isa: Isa, plan: int, index: int, scratch: int) -> None:
         if count == 1:
             run_chunk(isa, plan, index, 0, scratch)
         index += 1
-    atomic_store(control + TICKET * 8, (_word(control, FIRST) + index) << CHUNK_BITS)
+    open_phase(control, _word(control, FIRST) + index, _word(plan, FUTEX))
 
 
 @jit
@@ -330,7 +329,7 @@ def take_part(isa: Isa, plan: int, worker: int) -> None:
             return
         count = num_chunks(plan, index)
         if taken(ticket) >= count:
-            wait_for_change(control + TICKET * 8, ticket, SPINS)
+            wait_for_next_phase(control, ticket, _word(plan, FUTEX))
         elif compare_and_swap(control + TICKET * 8, ticket, next_ticket(ticket, worker)):
             run_chunk(isa, plan, index, chunk_of(ticket, count, worker), scratch)
             if atomic_add(control + DONE * 8, 1) + 1 == count:

@@ -5,7 +5,9 @@ many chunks are taken from its front and from its back; a thread takes a chunk b
 take one of the phase it believes in. One half of the threads takes from the front, the other from the back, until
 they meet: chunks go by rows, so a row stays with one core from phase to phase, in its caches, as long as both are
 equally fast. Whoever finishes the last chunk opens the next phase. A phase ends when its chunks are done, not when
-all threads have come: a thread that the system has taken off its core holds up at most the chunk it is in.
+all threads have come: a thread that the system has taken off its core holds up at most the chunk it is in. Who waits
+for that spins for a moment, then sleeps: on a machine with more threads than cores the core it leaves may be the one
+that the other thread needs.
 """
 
 import ctypes
@@ -23,14 +25,15 @@ from engine.kernels.packing import aligned
 from engine.kernels.simd import I64, pointer
 
 # Words of the control block, one cache line each.
-TICKET, DONE, FIRST, PHASES, WAKE, SLEEPERS, STOP = (8 * line for line in range(7))
-CONTROL_BYTES = 7 * 64
+TICKET, DONE, FIRST, PHASES, WAKE, SLEEPERS, STOP, WAITERS = (8 * line for line in range(8))
+CONTROL_BYTES = 8 * 64
 END_BITS = 16
 CHUNK_BITS = 2 * END_BITS
 SPINS = 4000
 YIELDS = 200
 
 FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
+ALL_SLEEPERS = 64
 FUTEX_CALLS = {"x86_64": 202, "aarch64": 98}
 """Number of the futex system call on Linux, by machine."""
 
@@ -117,6 +120,31 @@ def wait_for_change(address: int, seen: int, spins: int) -> Any:
 
 
 @inline
+def open_phase(control: int, serial: int, futex_call: int) -> None:
+    """Make `serial` the current phase, none of whose chunks is taken, and wake who waits for it."""
+    atomic_store(control + TICKET * 8, serial << CHUNK_BITS)
+    if futex_call != 0 and atomic_load(control + WAITERS * 8) > 0:
+        syscall(futex_call, control + TICKET * 8 + 4, FUTEX_WAKE_PRIVATE, ALL_SLEEPERS, 0, 0, 0)
+
+
+@inline
+def wait_for_next_phase(control: int, ticket: int, futex_call: int) -> None:
+    """All chunks of the ticket's phase are taken: return when another one is current, or when that may be."""
+    for _ in range(SPINS):
+        if atomic_load(control + TICKET * 8) != ticket:
+            return
+        pause()
+    if futex_call == 0:
+        sched_yield()
+        return
+    atomic_add(control + WAITERS * 8, 1)
+    # The serial number is the upper half of the word, on machines whose lower half comes first as all these do.
+    serial = serial_of(ticket) & 0xFFFFFFFF
+    syscall(futex_call, control + TICKET * 8 + 4, FUTEX_WAIT_PRIVATE, serial, 0, 0, 0)
+    atomic_add(control + WAITERS * 8, -1)
+
+
+@inline
 def serial_of(ticket: int) -> Any:
     """The serial number of a ticket's phase: 32 bits that start again when they are used up."""
     return ticket >> CHUNK_BITS
@@ -171,7 +199,7 @@ def wake_helpers(control: int, futex_call: int) -> None:
     """After opening a phase: get sleeping helpers up."""
     atomic_add(control + WAKE * 8, 1)
     if futex_call != 0 and atomic_load(control + SLEEPERS * 8) > 0:
-        syscall(futex_call, control + WAKE * 8, FUTEX_WAKE_PRIVATE, 64, 0, 0, 0)
+        syscall(futex_call, control + WAKE * 8, FUTEX_WAKE_PRIVATE, ALL_SLEEPERS, 0, 0, 0)
 
 
 class Team:
