@@ -1,6 +1,7 @@
 """A worker's local paged KV: whole blocks in one array, each block the pool's payload as it stands."""
 
 import ctypes
+import mmap
 import threading
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from engine.config import KVLayout
 
 _MADV_POPULATE_WRITE = 23
-_PAGE_BYTES = 4096
+_PAGE_BYTES = mmap.PAGESIZE
 _POPULATE_BYTES = 16 << 20
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels.sampling import cut, draw
+from engine.kernels.sampling import cut, draw, weigh
 from engine.protocol import SamplingParams, TokenLogprob
 
 F32 = NDArray[np.float32]
@@ -139,7 +139,8 @@ def _draw(values: F32, best: np.float32, row: SampleRow) -> int:
     """Temperature, then min-p, top-k and top-p one after another, then the draw among what is left."""
     params = row.params
     below: F32 = (best - values) / np.float32(params.temperature)
-    weights: F32 = np.exp(-below)
+    weights: F32 = np.empty_like(below)
+    weigh(below.ctypes.data, len(below), weights.ctypes.data)
     last_below, last_id = math.inf, len(values)
     if params.min_p > 0:
         last_below = float(np.float32(-math.log(params.min_p)))

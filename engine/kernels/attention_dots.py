@@ -8,7 +8,7 @@ from engine.kernels import simd
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.kv import BLOCK_TOKENS, LIMB_BITS, limb_bytes
-from engine.kernels.matmul import DOT
+from engine.kernels.matmul import DOT, DOT_SMALL
 from engine.kernels.simd import F32, F32_LANES, I32, I32_LANES, I64, LANES
 
 Builder = Any
@@ -27,9 +27,10 @@ def joined(builder: Builder, high: Any, middle: Any) -> Any:
     return builder.add(builder.shl(high, ir.Constant(I32_LANES, [LIMB_BITS] * LANES)), middle)
 
 
-def _products(builder: Builder, dot: Any, accs: list[Any], unsigned: list[Any], signed: list[Any]) -> None:
+def _products(builder: Builder, tag: str, accs: list[Any], unsigned: list[Any], signed: list[Any]) -> None:
     """Add the products of two pairs of limbs (high, low)."""
     for acc, i, j in zip(accs, (0, 0, 1), (0, 1, 0), strict=True):
+        dot = (DOT, DOT_SMALL)[i][tag]
         builder.store(dot(builder, builder.load(acc), unsigned[i], signed[j]), acc)
 
 
@@ -49,7 +50,7 @@ def _score_rows(
     """`count` rows times 16 tokens of a block: scores[r] at a distance of 64 tokens."""
     if not isinstance(isa, IsaType):
         return None
-    dot, rows = DOT[isa.tag], count.literal_value
+    rows = count.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         _, _, high_, low_, dims_, keys_, scores_, ahead_ = args
@@ -65,7 +66,7 @@ def _score_rows(
             dim = b.mul(loop.index, ir.Constant(I64, 4))
             for r in range(rows):
                 row = b.add(dim, b.mul(dims_, ir.Constant(I64, r)))
-                _products(b, dot, accs[r], key, [_quad(b, base, row) for base in (high_, low_)])
+                _products(b, isa.tag, accs[r], key, [_quad(b, base, row) for base in (high_, low_)])
         for r in range(rows):
             simd.store(b, _joined(b, accs[r]), simd.offset(b, scores_, 256 * r))
         return c.get_dummy_value()
@@ -94,7 +95,7 @@ def _mix_rows(
     """`count` rows times all values of `num_first` and `num_second` groups of 4 tokens of two blocks."""
     if not isinstance(isa, IsaType):
         return None
-    dot, rows = DOT[isa.tag], count.literal_value
+    rows = count.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         (
@@ -135,7 +136,7 @@ def _mix_rows(
                     token = b.add(b.mul(loop.index, ir.Constant(I64, 4)), ir.Constant(I64, skipped))
                     for r in range(rows):
                         at = simd.offset(b, token, 64 * r)
-                        _products(b, dot, accs[r], [_quad(b, base, at) for base in (high_, low_)], value)
+                        _products(b, isa.tag, accs[r], [_quad(b, base, at) for base in (high_, low_)], value)
             for r in range(rows):
                 integer = _joined(b, accs[r])
                 spot = b.add(b.add(mixed_, shift), b.mul(row_bytes, ir.Constant(I64, r)))

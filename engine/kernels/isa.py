@@ -9,6 +9,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from engine.kernels import arm
 from engine.kernels.jit import extending, types
 
 LINUX_ARCH_PRCTL = 158
@@ -64,7 +65,7 @@ def available() -> tuple[str, ...]:
             names.append("vnni")
         if features.get("avx2") and features.get("fma") and features.get("f16c"):
             names.append("avx2")
-    elif machine in ("aarch64", "arm64") and features.get("dotprod"):
+    elif arm.has_dot_product():
         names.append("dotprod")
     return (*names, "portable")
 

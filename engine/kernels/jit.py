@@ -13,8 +13,11 @@ from typing import Any
 
 import numba
 import numba.core.cgutils
+import numba.core.codegen
 import numba.core.typing.templates
 import numba.extending
+
+from engine.kernels import arm
 
 Signature = tuple[Any, ...]
 Progress = Callable[[int, int, str], None]
@@ -33,6 +36,7 @@ def _cache_folder() -> Path:
 
 numba_config: Any = numba.config
 numba_config.CACHE_DIR = str(_cache_folder())
+arm.announce(numba_config, numba.core.codegen.get_host_cpu_features())
 
 
 # Numba is typed in part, for uses other than these.

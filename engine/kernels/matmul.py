@@ -59,25 +59,24 @@ def _dot_vnni(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
     return simd.call(builder, "llvm.x86.avx512.vpdpbusd.512", I32_LANES, [acc, unsigned, signed])
 
 
-def _dot_arm(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
-    # sdot is signed × signed: q = (q - 128) + 128, and the second term is the same dot product with ones.
+def _dot_signed_arm(builder: Builder, acc: Any, left: Any, right: Any) -> Any:
     quads, bytes16 = ir.VectorType(I32, 4), ir.VectorType(I8, 16)
-    ones = ir.Constant(bytes16, [1] * 16)
-    name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
     parts = []
     for start in range(0, LANES, 4):
         order = ir.Constant(quads, list(range(start, start + 4)))
-        part, w, x = (builder.shuffle_vector(value, value, order) for value in (acc, unsigned, signed))
-        w, x = (
-            builder.xor(builder.bitcast(w, bytes16), ir.Constant(bytes16, [-128] * 16)),
-            builder.bitcast(x, bytes16),
-        )
-        sums = simd.call(builder, name, quads, [ir.Constant(quads, [0] * 4), ones, x])
-        offset = builder.shl(sums, ir.Constant(quads, [7] * 4))
-        parts.append(builder.add(simd.call(builder, name, quads, [part, w, x]), offset))
+        part, a, b = (builder.shuffle_vector(value, value, order) for value in (acc, left, right))
+        args = [part, builder.bitcast(a, bytes16), builder.bitcast(b, bytes16)]
+        parts.append(simd.call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", quads, args))
     eight = ir.Constant(ir.VectorType(I32, 8), list(range(8)))
     low, high = builder.shuffle_vector(*parts[:2], eight), builder.shuffle_vector(*parts[2:], eight)
     return builder.shuffle_vector(low, high, ir.Constant(I32_LANES, list(range(LANES))))
+
+
+def _dot_arm(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
+    # sdot is signed × signed: q = (q - 128) + 128, and the second term is the same dot product with ones.
+    lowered = builder.xor(unsigned, _const(-0x7F7F7F80))
+    sums = _dot_signed_arm(builder, _const(0), _const(0x01010101), signed)
+    return builder.add(_dot_signed_arm(builder, acc, lowered, signed), builder.shl(sums, _const(7)))
 
 
 def _pairs_portable(builder: Builder, acc: Any, a: Any, b: Any) -> Any:
@@ -109,6 +108,8 @@ DOT: dict[str, Any] = {
     "portable": _dot_portable,
 }
 """acc + in each lane the four unsigned bytes of one vector times the four signed bytes of the other."""
+DOT_SMALL = DOT | {"dotprod": _dot_signed_arm}
+"""The same where the unsigned bytes are below 128."""
 
 
 def _join_portable(builder: Builder, low: Any, high: Any) -> Any:
@@ -196,7 +197,8 @@ def _rows_by_panel(
     """`rows` rows times one panel; see `multiply_panel`."""
     if not (isinstance(isa, IsaType) and isinstance(form, types.IntegerLiteral)):
         return None
-    dot, code, count = DOT[isa.tag], form.literal_value, rows.literal_value
+    code, count = form.literal_value, rows.literal_value
+    dot = (DOT_SMALL if code == FACTORED else DOT)[isa.tag]
     pairs, join = PAIRS.get(isa.tag, _pairs_portable), JOIN.get(isa.tag, _join_portable)
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
