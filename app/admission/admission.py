@@ -125,9 +125,9 @@ class Admission:
         refused = self.refusal(ticket, capacity, now)
         if refused is not None:
             return refused
-        displaced = self._displace(ticket) if self.num_requests >= self._max_requests else None
-        if displaced is None and self.num_requests >= self._max_requests:
-            return Refused("full", None)
+        displaced = self._victim(ticket) if self.num_requests >= self._max_requests else None
+        if displaced is not None:
+            self.leave(displaced)
         key = (ticket.tier, ticket.tenant)
         if key not in self._queues:
             self.counters.join(ticket.tenant, [tenant for _, tenant in self._queues])
@@ -139,9 +139,16 @@ class Admission:
         return displaced
 
     def refusal(self, ticket: Ticket, capacity: Capacity, now: float) -> Refused | None:
-        """Why `ticket` would not be queued now."""
-        if not self._queues and self._fits(ticket, capacity):
-            return None
+        """Why `ticket` would not be queued now. A smaller one may be, a larger one may not."""
+        refused = None
+        if self._queues or not self._fits(ticket, capacity):
+            refused = self._prospects(ticket, now)
+        if refused is None and self.num_requests >= self._max_requests and self._victim(ticket) is None:
+            return Refused("full", None)
+        return refused
+
+    def _prospects(self, ticket: Ticket, now: float) -> Refused | None:
+        """Why it is not worth while for `ticket` to wait."""
         queue = self._queues.get((ticket.tier, ticket.tenant))
         if queue is not None and len(queue.tickets) >= self._max_queued_per_tenant:
             return Refused("full", self._wait_s(ticket))
@@ -274,16 +281,14 @@ class Admission:
         present = [self.counters[tenant] for _, tenant in self._queues]
         return max(self.counters[ticket.tenant], min(present, default=0.0))
 
-    def _displace(self, ticket: Ticket) -> Ticket | None:
-        """Make room for `ticket` at the cost of the tenant that has the most waiting, if that has more than its own."""
+    def _victim(self, ticket: Ticket) -> Ticket | None:
+        """Whose room `ticket` may have: of the tenant that has the most waiting, if that has more than its own."""
         counts = self.queued_by_tenant()
         longest = max(counts, key=lambda tenant: (counts[tenant], tenant), default=None)
         if longest is None or counts[longest] <= counts.get(ticket.tenant, 0) + 1:
             return None
         tickets = [t for (_, name), queue in self._queues.items() if name == longest for t in queue.tickets]
-        victim = max(tickets, key=lambda t: (t.tier, t.priority, t.queued_at))
-        self.leave(victim)
-        return victim
+        return max(tickets, key=lambda t: (t.tier, t.priority, t.queued_at))
 
     def _take_out(self, ticket: Ticket, queue: _Queue) -> None:
         queue.tickets.remove(ticket)

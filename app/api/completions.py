@@ -104,6 +104,15 @@ def completions_router(desk: Desk) -> APIRouter:
         _check_prompt_logprobs(body)
         model = desk.model(body.model)
         record.stream = bool(body.stream)
+        gives_up_at = deadline_at(request, record, record.stream)
+        desk.generator.check(
+            record,
+            model,
+            num_prompts=num_prompts(body.prompt),
+            n=body.n or 1,
+            priority=body.priority or 0,
+            deadline_at=gives_up_at,
+        )
         prompts = await tokenise_prompts(model, body.prompt, desk.settings.max_prompts)
         grammar = await constraint(body, body.response_format)
         scored = [body.prompt_logprobs, body.logprobs if body.echo else None]
@@ -126,7 +135,7 @@ def completions_router(desk: Desk) -> APIRouter:
             n=body.n or 1,
             stops=stop_strings(body.stop),
             continues_text=True,
-            deadline_at=deadline_at(request, record, record.stream),
+            deadline_at=gives_up_at,
             cache_salt=body.cache_salt or "",
             priority=body.priority or 0,
             drops_answers=body.max_tokens == 0,
@@ -202,6 +211,11 @@ def assemble(
     return Completion(
         completion_id(record), record.created, model.id, choices, usage, model.system_fingerprint
     )
+
+
+def num_prompts(prompt: str | list[str | int | list[int]]) -> int:
+    """How many prompts a call has: token ids by themselves are one."""
+    return 1 if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int) else len(prompt)
 
 
 async def tokenise_prompts(

@@ -42,6 +42,10 @@ async def begin(
     """Start the next turn. Raises GatewayError; fields go by their names in a chat."""
     tools = dialogue.tools
     record.stream = bool(body.stream)
+    gives_up_at, priority = deadline_at(request, record, record.stream), body.priority or 0
+    desk.generator.check(
+        record, model, num_prompts=1, n=body.n or 1, priority=priority, deadline_at=gives_up_at
+    )
     offer = offered(tools, dialogue.tool_choice, parallel=dialogue.parallel_tool_calls)
     functions = [] if offer is None else [tool.function for tool in tools if tool.function]
     prompt = await prompt_tokens(model, dialogue.messages, functions)
@@ -61,9 +65,9 @@ async def begin(
         n=body.n or 1,
         stops=stop_strings(body.stop),
         continues_text=False,
-        deadline_at=deadline_at(request, record, record.stream),
+        deadline_at=gives_up_at,
         cache_salt=body.cache_salt or "",
-        priority=body.priority or 0,
+        priority=priority,
         names_max_tokens=dialogue.max_tokens is not None,
         offers_tools=offer is not None,
     )

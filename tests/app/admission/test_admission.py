@@ -157,6 +157,16 @@ def test_one_tenants_queue_is_bounded() -> None:
     assert queues.offer(ticket("b"), ONE, 0.0) is None
 
 
+def test_a_full_house_is_known_before_a_request_is_offered() -> None:
+    queues = admission(max_requests=4)
+    for _ in range(4):
+        queues.offer(ticket(), ONE, 0.0)
+    assert queues.refusal(ticket(), ONE, 0.0) == Refused("full", None)
+    # Who may have another's room is not refused, and nobody has to go before it comes.
+    assert queues.refusal(ticket("poor"), ONE, 0.0) is None
+    assert queues.num_requests == 4
+
+
 def learned(queues: Admission, *, rate: float = 1.0) -> None:
     """Teach it that `rate` requests of 100 tokens leave a second while others wait."""
     queues.look(ONE, 0.0)
@@ -254,6 +264,26 @@ def test_a_gateway_that_came_later_has_an_equal_share() -> None:
     for _ in range(9):
         queues.offer(ticket(), capacity, 0.0)
     assert len(queues.release(capacity, 0.0)) == 3
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 500), st.integers(-1, 1)), max_size=40),
+    st.tuples(st.sampled_from("abcd"), st.integers(1, 500), st.integers(-1, 1), st.none() | st.floats(0, 20)),
+    st.integers(1, 40),
+)
+def test_a_request_refused_at_its_least_would_be_refused_in_full(
+    ahead: list[tuple[str, int, int]], one: tuple[str, int, int, float | None], max_requests: int
+) -> None:
+    queues = admission(ttft_target_s=10.0, max_requests=max_requests)
+    queues.throughput.busy(4.0)
+    for _ in range(8):
+        queues.throughput.released(100, 1)
+    for tenant, prompt, priority in ahead:
+        queues.offer(ticket(tenant, prompt=prompt, priority=priority), ONE, 0.0)
+    tenant, prompt, priority, deadline_at = one
+    more: dict[str, Any] = {"priority": priority, "deadline_at": deadline_at}
+    if queues.refusal(ticket(tenant, prompt=1, **more), ONE, 0.0) is not None:
+        assert isinstance(queues.offer(ticket(tenant, prompt=prompt, **more), ONE, 0.0), Refused)
 
 
 requests = st.lists(
