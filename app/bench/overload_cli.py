@@ -16,6 +16,9 @@ def overload(
     slo_tpot: Annotated[float, typer.Option(min=0.001, help="Objective, seconds.")] = 0.1,
     first_rate: Annotated[float, typer.Option(min=0.1, help="Requests/s at which the ramp begins.")] = 8.0,
     ramp: Annotated[float, typer.Option(min=1, help="Seconds of each rate of the ramp.")] = 12.0,
+    peak: Annotated[
+        float, typer.Option(min=1, help="Seconds of each measurement of the peak, four in all.")
+    ] = 18.0,
     factor: Annotated[float, typer.Option(min=1, help="How many times the peak arrives.")] = 5.0,
     duration: Annotated[float, typer.Option(min=1, help="Seconds of overload.")] = 60.0,
     plot_to: Annotated[Path | None, typer.Option("--plot", help="Write a picture (PNG).")] = None,
@@ -36,6 +39,7 @@ def overload(
         slo_tpot_s=slo_tpot,
         first_rate=first_rate,
         ramp_s=ramp,
+        peak_s=peak,
         factor=factor,
         duration_s=duration,
     )
@@ -54,7 +58,8 @@ def overload(
 
 def _show(result: dict[str, Any]) -> None:
     table = Table("arrive/s", "goodput/s", "completed", "429/503", "broken", "TTFT p99", "TPOT p99")
-    for row in [*result["ramp"], result["overload"]]:
+    before, after = result["beside"][:2], result["beside"][2:]
+    for row in [*result["ramp"], *before, result["overload"], *after]:
         latencies = [
             "-" if row[name] is None else f"{row[name] * 1000:.0f} ms"
             for name in ("ttft_p99_s", "tpot_p99_s")
@@ -64,5 +69,6 @@ def _show(result: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"kept {result['kept']:.1%} of the peak goodput of {result['peak_goodput_per_s']:.2f} requests/s"
+        f"kept {result['kept']:.1%} of the peak goodput of {result['peak_goodput_per_s']:.2f} requests/s "
+        f"({result['kept_of_best_step']:.1%} of the ramp's best step)"
     )
