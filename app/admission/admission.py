@@ -18,8 +18,11 @@ from app.admission.fair_share import FairnessWindow, VirtualTokenCounters
 from app.admission.forecast import FirstToken, Throughput
 from app.admission.ticket import OUTPUT_WEIGHT, Loss, Refusal, Ticket
 
-MAX_WINDOW_TOKENS, MIN_WINDOW_TOKENS = 8192, 1024
-"""Prompt tokens that one prefill worker may have before it at most, and always."""
+MAX_WINDOW_TOKENS, FIRST_WINDOW_TOKENS, MIN_WINDOW_TOKENS = 8192, 512, 128
+"""Prompt tokens that one prefill worker may have before it: at most, until its speed is known, and for all of them
+together always. More than speed and target say would be waited for in the worker's queue, where nobody is turned away:
+a slow worker would be late with every request that it was given. Fewer cost nothing, for the next prompt leaves as soon
+as one is computed."""
 WINDOW_SHARE = 0.25
 """The share of the TTFT target that a released request may spend behind others at the workers."""
 ENTRY_SHARE = 0.8
@@ -101,6 +104,8 @@ class Admission:
         """Sequences of released requests that are not over."""
         self.prompt_tokens = 0
         """Prompt tokens of released requests that are not computed."""
+        self.num_uncomputed = 0
+        """Released requests that have any of them."""
 
     @property
     def num_queued(self) -> int:
@@ -174,6 +179,7 @@ class Admission:
             self._released.add(ticket)
             self.num_sequences += ticket.num_sequences
             self.prompt_tokens += ticket.prompt_tokens
+            self.num_uncomputed += ticket.prompt_tokens > 0
             if now > ticket.queued_at:  # it waited
                 self.throughput.released(ticket.prompt_tokens, ticket.num_sequences)
             self._serve(ticket, ticket.cost)
@@ -239,22 +245,28 @@ class Admission:
     def window_tokens(self, capacity: Capacity) -> int:
         """Prompt tokens that the workers may have before them."""
         rate = self.throughput.tokens_per_s
-        wanted = MAX_WINDOW_TOKENS if rate is None else rate * self._ttft_target_s * WINDOW_SHARE
-        window = min(max(wanted, MIN_WINDOW_TOKENS), MAX_WINDOW_TOKENS * max(1, capacity.num_prefill_workers))
+        num_workers = max(1, capacity.num_prefill_workers)
+        wanted = (
+            FIRST_WINDOW_TOKENS * num_workers if rate is None else rate * self._ttft_target_s * WINDOW_SHARE
+        )
+        window = min(max(wanted, MIN_WINDOW_TOKENS), MAX_WINDOW_TOKENS * num_workers)
         return capacity.left(int(window), capacity.others_prompt_tokens)
 
     def _computed(self, ticket: Ticket, num_tokens: int) -> None:
         done = min(num_tokens, ticket.uncomputed_tokens)
         ticket.uncomputed_tokens -= done
         self.prompt_tokens -= done
+        self.num_uncomputed -= done > 0 and not ticket.uncomputed_tokens
 
     def _fits(self, ticket: Ticket, capacity: Capacity) -> bool:
-        """Whether the workers can take it; one that is larger than everything goes when nothing else is under way."""
+        """Whether the workers can take it. One that is larger than everything goes when nothing else is under way, and
+        a prompt of any size when there are fewer than prefill workers: none of them must idle."""
         sequences = self.num_sequences + ticket.num_sequences
         if self.num_sequences and sequences > self.max_sequences(capacity):
             return False
-        tokens = self.prompt_tokens + ticket.prompt_tokens
-        return not self.prompt_tokens or tokens <= self.window_tokens(capacity)
+        if self.num_uncomputed < max(1, capacity.num_prefill_workers // (1 + capacity.num_rivals)):
+            return True
+        return self.prompt_tokens + ticket.prompt_tokens <= self.window_tokens(capacity)
 
     def _wait_s(self, ticket: Ticket) -> float:
         """Seconds until `ticket` would be released if it were queued now.

@@ -105,6 +105,8 @@ def run_overload(options: OverloadOptions, say: Say) -> dict[str, Any]:
     peak_per_s = peak_goodput(beside)
     return {
         "machine": machine(),
+        "prompt_tokens": options.prompt_tokens,
+        "output_tokens": options.output_tokens,
         "slo": {"ttft_s": options.slo_ttft_s, "tpot_s": options.slo_tpot_s},
         "ramp": ramp,
         "beside": beside,

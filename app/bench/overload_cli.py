@@ -12,6 +12,8 @@ from rich.table import Table
 def overload(
     model: Annotated[str, typer.Option(help="A model of `models list`.")] = "smollm2-135m",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 2,
+    prompt_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt, all of them new.")] = 128,
+    output_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 32,
     slo_ttft: Annotated[float, typer.Option(min=0.01, help="Objective, seconds.")] = 2.0,
     slo_tpot: Annotated[float, typer.Option(min=0.001, help="Objective, seconds.")] = 0.1,
     first_rate: Annotated[float, typer.Option(min=0.1, help="Requests/s at which the ramp begins.")] = 8.0,
@@ -35,6 +37,8 @@ def overload(
     options = OverloadOptions(
         entry=catalogue.pull(model),
         threads=threads,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
         slo_ttft_s=slo_ttft,
         slo_tpot_s=slo_tpot,
         first_rate=first_rate,

@@ -55,23 +55,64 @@ def test_what_fits_goes_at_once_and_the_rest_waits() -> None:
 
 
 def test_prompts_to_be_computed_bound_what_is_released() -> None:
-    # Nothing known of the rate: 8,192 tokens. 5,000 and 3,000 fit, 1,000 more do not, until the first is computed.
+    # Nothing known of the rate: 512 tokens. 300 and 200 fit, 100 more do not, until the first is computed.
     queues = admission()
     capacity = Capacity(max_sequences=64, num_prefill_workers=1)
-    first, second, third = (ticket(prompt=n) for n in (5000, 3000, 1000))
+    first, second, third = (ticket(prompt=n) for n in (300, 200, 100))
     for one in (first, second, third):
         queues.offer(one, capacity, 0.0)
     assert queues.release(capacity, 0.0) == [first, second]
-    queues.prompt_done(first, 5000, 0.1)
+    queues.prompt_done(first, 300, 0.1)
     assert queues.release(capacity, 0.1) == [third]
     huge = ticket(prompt=10**6)
     queues.offer(huge, capacity, 0.2)
     assert queues.release(capacity, 0.2) == []
-    queues.prompt_done(second, 3000, 0.3)
-    queues.prompt_done(third, 1000, 0.3)
+    queues.prompt_done(second, 200, 0.3)
+    queues.prompt_done(third, 100, 0.3)
     assert queues.release(capacity, 0.3) == [huge], (
         "larger than everything, it goes when nothing else is computed"
     )
+
+
+def test_every_prefill_worker_has_a_prompt_however_large() -> None:
+    queues = admission()
+    capacity = Capacity(max_sequences=64, num_prefill_workers=3)
+    tickets = [ticket(prompt=5000) for _ in range(5)]
+    for one in tickets:
+        queues.offer(one, capacity, 0.0)
+    assert queues.release(capacity, 0.0) == tickets[:3]
+    queues.prompt_done(tickets[1], 5000, 1.0)
+    assert queues.release(capacity, 1.0) == tickets[3:4]
+    queues.prompt_done(tickets[0], 2500, 2.0)
+    assert queues.release(capacity, 2.0) == [], "half of its prompt is still to be computed"
+
+
+@pytest.mark.parametrize(("prompt_s", "ttft_target_s"), [(1.0, 4.0), (0.2, 2.0), (0.02, 1.0)])
+def test_what_a_worker_can_do_comes_in_time_when_five_times_as_much_arrives(
+    prompt_s: float, ttft_target_s: float
+) -> None:
+    """A worker that takes `prompt_s` for each prompt of 128 tokens, one after another, on virtual time."""
+    queues = admission(ttft_target_s=ttft_target_s)
+    capacity = Capacity(max_sequences=64, num_prefill_workers=1)
+    num_steps, arrivals = 200, 5  # of prompt_s each, and in each of them
+    at_worker: list[Ticket] = []
+    in_time = busy = 0
+    for step in range(num_steps * arrivals):
+        now = step * prompt_s / arrivals
+        if step % arrivals == 0 and at_worker:
+            done = at_worker.pop(0)
+            queues.prompt_done(done, 128, now)
+            queues.over(done, 1)
+            queues.leave(done)
+            if step >= num_steps * arrivals / 4:  # the first quarter finds out how fast it is
+                busy += 1
+                in_time += now - done.arrived_at <= ttft_target_s
+        queues.offer(ticket(prompt=128, arrived_at=now), capacity, now)
+        queues.look(capacity, now)
+        queues.expire(now)
+        at_worker += queues.release(capacity, now)
+    assert busy >= 0.95 * num_steps * 3 / 4, "the worker idled"
+    assert in_time >= 0.95 * busy
 
 
 def test_two_tenants_share_by_tokens_whoever_asks_more_often() -> None:
@@ -262,7 +303,7 @@ def test_a_gateway_that_came_later_has_an_equal_share() -> None:
         max_sequences=9, num_prefill_workers=1, others_sequences=9, others_prompt_tokens=9000, num_rivals=2
     )
     for _ in range(9):
-        queues.offer(ticket(), capacity, 0.0)
+        queues.offer(ticket(prompt=50), capacity, 0.0)
     assert len(queues.release(capacity, 0.0)) == 3
 
 
@@ -312,6 +353,7 @@ def test_nothing_is_lost_and_nothing_is_held(rows: list[tuple[str, int, int, int
         assert queues.num_sequences <= max(size, 3)
     assert len(seen) == len(rows)
     assert (queues.num_requests, queues.num_sequences, queues.prompt_tokens) == (0, 0, 0)
+    assert queues.num_uncomputed == 0
 
 
 def test_jain_by_hand() -> None:
