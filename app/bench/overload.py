@@ -6,9 +6,9 @@ way are avoided so: the best of many short steps is above what the service can d
 and a machine that slows down or speeds up after the ramp would be counted for or against the overload.
 
 The overload is `factor` times the best step's goodput, for `duration_s`. Goodput: requests that met both objectives, by
-the second in which they arrived. The first `SETTLE_S` of every rate are not counted: while the queue fills, more is let
-in than served, which would flatter short steps. The service is started for it, with the objectives as its targets;
-load is generated on the same machine.
+the second in which they arrived. The beginning of every rate is not counted: while the queue fills, more is let in
+than served, which would flatter short steps. The service is started for it, with the objectives as its targets; load is
+generated on the same machine.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ CLEAN = (429, 503)
 GROWTH = 1.25
 WARM_UP_S = 6.0
 """Of the first rate, not counted: the workers' first steps."""
-SETTLE_S = 3.0
-"""Of every rate, not counted: longer than a request may wait in the queue."""
+SETTLE_SHARE = 1.5
+"""Of the objective for the first token, the time of every rate that is not counted: longer than a request may wait."""
 PAST_KNEE = 0.75
 """The ramp ends at the second rate of which less than this share is goodput."""
 MAX_STEPS = 8
@@ -74,11 +74,12 @@ def run_overload(options: OverloadOptions, say: Say) -> dict[str, Any]:
         "CLOUDMATRIX_TTFT_TARGET_S": str(options.slo_ttft_s),
         "CLOUDMATRIX_TPOT_TARGET_S": str(options.slo_tpot_s),
     }
+    settle_s = SETTLE_SHARE * options.slo_ttft_s
     with _environment(targets), service(model=entry.id, threads=options.threads) as url:
         seeds = iter(range(1, 1000))
 
         def at(rate: float, seconds: float) -> dict[str, Any]:
-            num = max(2, round(rate * (SETTLE_S + seconds)))
+            num = max(2, round(rate * (settle_s + seconds)))
             prompts = make_prompts(
                 tokenizer, num=num, tokens=options.prompt_tokens, shared_tokens=1, seed=next(seeds)
             )
@@ -166,12 +167,13 @@ def _rejections(url: str) -> Counter[str]:
 def count(outcomes: Sequence[Outcome], slo_ttft_s: float, slo_tpot_s: float) -> dict[str, Any]:
     """What became of the requests that one rate sent, two at least.
 
-    `goodput_per_s` counts those that arrived after `SETTLE_S`; `seconds` has a row for each second of arrivals, the
-    settling ones included; the other figures are of all. `refused` are 429 and 503 with a time to come back; `late` of
-    the completed ones missed an objective, by which.
+    `goodput_per_s` counts those that arrived after the settling time; `seconds` has a row for each second of arrivals,
+    the settling ones included; the other figures are of all. `refused` are 429 and 503 with a time to come back; `late`
+    of the completed ones missed an objective, by which.
     """
     began = min(outcome.started_at for outcome in outcomes)
-    window_s = max(outcome.started_at for outcome in outcomes) - began - SETTLE_S
+    settle_s = SETTLE_SHARE * slo_ttft_s
+    window_s = max(outcome.started_at for outcome in outcomes) - began - settle_s
     completed = [outcome for outcome in outcomes if outcome.error is None]
     good = [outcome for outcome in completed if meets(outcome, slo_ttft_s, slo_tpot_s)]
     refused = [o for o in outcomes if o.status in CLEAN and o.retry_after_s is not None]
@@ -188,7 +190,7 @@ def count(outcomes: Sequence[Outcome], slo_ttft_s: float, slo_tpot_s: float) -> 
             "ttft": sum(not meets(o, slo_ttft_s, None) for o in completed),
             "tpot": sum(not meets(o, None, slo_tpot_s) for o in completed),
         },
-        "goodput_per_s": sum(o.started_at - began >= SETTLE_S for o in good) / max(window_s, 1.0),
+        "goodput_per_s": sum(o.started_at - began >= settle_s for o in good) / max(window_s, 1.0),
         "ttft_p99_s": percentiles([o.ttft_s for o in completed if o.ttft_s is not None])["p99"],
         "tpot_p99_s": percentiles([o.tpot_s for o in completed if o.tpot_s is not None])["p99"],
         "refusal_p99_s": percentiles([o.e2e_s for o in refused])["p99"],
