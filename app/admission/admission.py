@@ -92,7 +92,10 @@ class Admission:
         self._queues: dict[tuple[int, str], _Queue] = {}
         self._released: set[Ticket] = set()
         self._mean_output: dict[str, float] = {}
-        self._looked_at: float | None = None
+        self._passed_at = 0.0
+        """Up to when time is counted."""
+        self._is_pressed = False
+        """Whether requests have been waiting ever since the last one was released."""
         self.counters = VirtualTokenCounters()
         self.fairness = FairnessWindow()
         self.throughput = Throughput()
@@ -127,6 +130,7 @@ class Admission:
     def offer(self, ticket: Ticket, capacity: Capacity, now: float) -> Refused | Ticket | None:
         """Queue a request; `release` says when it may go. Refused when it is not queued, another ticket (now `over`)
         when that one had to make room, else None."""
+        self._pass(now)
         refused = self.refusal(ticket, capacity, now)
         if refused is not None:
             return refused
@@ -165,6 +169,7 @@ class Admission:
 
     def release(self, capacity: Capacity, now: float) -> list[Ticket]:
         """Those that may go to the workers now, in order; they count as under way until they `leave`."""
+        self._pass(now)
         released = []
         while self._queues:
             tier = min(key[0] for key in self._queues)
@@ -180,10 +185,9 @@ class Admission:
             self.num_sequences += ticket.num_sequences
             self.prompt_tokens += ticket.prompt_tokens
             self.num_uncomputed += ticket.prompt_tokens > 0
-            if now > ticket.queued_at:  # it waited
-                self.throughput.released(ticket.prompt_tokens, ticket.num_sequences)
             self._serve(ticket, ticket.cost)
             released.append(ticket)
+        self._is_pressed = bool(self._queues) and (self._is_pressed or bool(released))
         return released
 
     def expire(self, now: float) -> list[tuple[Ticket, Loss]]:
@@ -202,7 +206,11 @@ class Admission:
 
     def prompt_done(self, ticket: Ticket, num_tokens: int, now: float) -> None:
         """A released request has the first token of a prompt, so that so many prompt tokens need no more computing."""
-        if ticket.began_at is None:
+        self._pass(now)
+        is_first = ticket.began_at is None
+        if self._is_pressed:
+            self.throughput.computed(num_tokens, ticket.num_sequences if is_first else 0)
+        if is_first:
             ticket.began_at = now
             self.first_token.observe(now - ticket.released_at)
         self._computed(ticket, num_tokens)
@@ -229,9 +237,7 @@ class Admission:
 
     def look(self, capacity: Capacity, now: float) -> None:
         """Note the time that passed: who waited, and how fast sequences stream. A few times a second."""
-        began, self._looked_at = self._looked_at, now
-        if began is not None and self._queues:
-            self.throughput.busy(now - began)
+        self._pass(now)
         self.fairness.look({tenant for _, tenant in self._queues}, now)
         self.sequence_limit.step(now, self.num_sequences, capacity.max_sequences)
         if len(self._mean_output) > self._max_requests * 2:
@@ -251,6 +257,14 @@ class Admission:
         )
         window = min(max(wanted, MIN_WINDOW_TOKENS), MAX_WINDOW_TOKENS * num_workers)
         return capacity.left(int(window), capacity.others_prompt_tokens)
+
+    def _pass(self, now: float) -> None:
+        """Time in which the workers were given all that they take is what their speed is known by. It begins with a
+        release that leaves somebody waiting: how long the first one of a queue waits is what others had left to do,
+        and would make the workers seem twice as fast as they are."""
+        if self._is_pressed and now > self._passed_at:
+            self.throughput.busy(now - self._passed_at)
+        self._passed_at = max(now, self._passed_at)
 
     def _computed(self, ticket: Ticket, num_tokens: int) -> None:
         done = min(num_tokens, ticket.uncomputed_tokens)
@@ -307,6 +321,7 @@ class Admission:
         queue.count(ticket, -1)
         if not queue.tickets:
             del self._queues[(ticket.tier, ticket.tenant)]
+        self._is_pressed = self._is_pressed and bool(self._queues)
 
     def _cost(self, ticket: Ticket) -> float:
         """Virtual tokens that a request is expected to take."""

@@ -1,5 +1,7 @@
 """Who goes next is pure: shares by tokens and weights, tiers, priorities, bounds, deadlines and targets."""
 
+import math
+import random
 from typing import Any
 
 import pytest
@@ -87,7 +89,7 @@ def test_every_prefill_worker_has_a_prompt_however_large() -> None:
     assert queues.release(capacity, 2.0) == [], "half of its prompt is still to be computed"
 
 
-@pytest.mark.parametrize(("prompt_s", "ttft_target_s"), [(1.0, 4.0), (0.2, 2.0), (0.02, 1.0)])
+@pytest.mark.parametrize(("prompt_s", "ttft_target_s"), [(1.0, 4.0), (0.2, 2.0), (0.02, 1.0), (0.002, 1.0)])
 def test_what_a_worker_can_do_comes_in_time_when_five_times_as_much_arrives(
     prompt_s: float, ttft_target_s: float
 ) -> None:
@@ -111,6 +113,9 @@ def test_what_a_worker_can_do_comes_in_time_when_five_times_as_much_arrives(
         queues.look(capacity, now)
         queues.expire(now)
         at_worker += queues.release(capacity, now)
+        # What is sent at once when its speed becomes known, and the window opens, makes it no faster.
+        speed = queues.throughput.tokens_per_s
+        assert speed is None or speed == pytest.approx(128 / prompt_s, rel=0.25)
     assert busy >= 0.95 * num_steps * 3 / 4, "the worker idled"
     assert in_time >= 0.95 * busy
 
@@ -225,17 +230,17 @@ def test_who_would_be_late_is_refused_with_the_time_to_come_back() -> None:
     # One a second: the target is met while fewer than 8 (80 % of 10 s) are ahead.
     refused, number = None, 0
     while refused is None:
-        refused = queues.offer(ticket(arrived_at=20.0), ONE, 20.0)
+        refused = queues.offer(ticket(arrived_at=19.0), ONE, 19.0)
         number += 1
     assert isinstance(refused, Refused)
     assert refused.reason == "predicted_late"
     assert 7 <= number <= 10
     assert refused.retry_after_s is not None
     assert 0 < refused.retry_after_s < 2.5
-    assert queues.offer(ticket("light", arrived_at=20.0), ONE, 20.0) is None, (
+    assert queues.offer(ticket("light", arrived_at=19.0), ONE, 19.0) is None, (
         "a light tenant waits for its share only"
     )
-    hurried = queues.offer(ticket("light", arrived_at=20.0, deadline_at=20.5), ONE, 20.0)
+    hurried = queues.offer(ticket("light", arrived_at=19.0, deadline_at=19.5), ONE, 19.0)
     assert hurried == Refused("predicted_deadline", None)
 
 
@@ -247,7 +252,7 @@ def test_the_forecast_that_refuses_by_hand(first_token_s: float | None, num_queu
     # 8 requests of 100 tokens in 4 busy seconds: 200 tokens and 2 sequences a second, so half a second for each.
     queues.throughput.busy(4.0)
     for _ in range(8):
-        queues.throughput.released(100, 1)
+        queues.throughput.computed(100, 1)
     # A first sample of 2 s has a deviation of 1 s: 2 + 2 x 1 = 4 s are likely from release to first token.
     if first_token_s is not None:
         queues.first_token.observe(first_token_s)
@@ -318,7 +323,7 @@ def test_a_request_refused_at_its_least_would_be_refused_in_full(
     queues = admission(ttft_target_s=10.0, max_requests=max_requests)
     queues.throughput.busy(4.0)
     for _ in range(8):
-        queues.throughput.released(100, 1)
+        queues.throughput.computed(100, 1)
     for tenant, prompt, priority in ahead:
         queues.offer(ticket(tenant, prompt=prompt, priority=priority), ONE, 0.0)
     tenant, prompt, priority, deadline_at = one
@@ -393,7 +398,7 @@ def test_one_release_while_the_service_warms_up_is_no_rate() -> None:
     for number in range(8):
         # One in two seconds would mean 128 s for 64 requests, and that all of them are refused.
         assert throughput.wait_s(6400, 64) == 0.0, number
-        throughput.released(100, 1)
+        throughput.computed(100, 1)
     assert throughput.wait_s(6400, 64) == pytest.approx(16.0)  # 8 in 2 s
 
 
@@ -402,10 +407,38 @@ def test_throughput_counts_only_time_in_which_somebody_waited() -> None:
     assert throughput.wait_s(100, 1) == 0.0
     for _ in range(200):
         throughput.busy(0.1)
-        throughput.released(50, 1)
+        throughput.computed(50, 1)
     # 500 tokens and 10 sequences a second: 1,000 tokens take 2 s, 30 sequences 3 s.
     assert throughput.wait_s(1000, 1) == pytest.approx(2.0, rel=0.02)
     assert throughput.wait_s(1000, 30) == pytest.approx(3.0, rel=0.02)
+
+
+@pytest.mark.parametrize("load", [0.8, 0.95, 3.0])
+def test_the_speed_of_a_worker_is_known_however_seldom_somebody_waits(load: float) -> None:
+    """A worker that does one prompt of 500 tokens a second, on virtual time; requests come at random."""
+    queues = admission(max_requests=10**6, ttft_target_s=30.0)
+    capacity = Capacity(max_sequences=1, num_prefill_workers=1)
+    draw = random.Random(7)
+    arrival, busy_until = 0.0, math.inf
+    at_worker: Ticket | None = None
+    now = next_look = 0.0
+    while now < 400.0:
+        now = min(arrival, busy_until, next_look)
+        if now == busy_until:
+            assert at_worker is not None
+            queues.prompt_done(at_worker, 500, now)
+            queues.over(at_worker, 1)
+            queues.leave(at_worker)
+            at_worker, busy_until = None, math.inf
+        elif now == arrival:
+            queues.offer(ticket(prompt=500, arrived_at=now), capacity, now)
+            arrival += draw.expovariate(load)
+        else:
+            queues.look(capacity, now)
+            next_look = now + 0.05
+        for released in queues.release(capacity, now):
+            at_worker, busy_until = released, now + 1.0
+    assert queues.throughput.tokens_per_s == pytest.approx(500, rel=0.15)
 
 
 def test_the_likely_first_token_covers_the_spread() -> None:
