@@ -92,10 +92,7 @@ class Admission:
         self._queues: dict[tuple[int, str], _Queue] = {}
         self._released: set[Ticket] = set()
         self._mean_output: dict[str, float] = {}
-        self._passed_at = 0.0
-        """Up to when time is counted."""
-        self._is_pressed = False
-        """Whether requests have been waiting ever since the last one was released."""
+        self._looked_at: float | None = None
         self.counters = VirtualTokenCounters()
         self.fairness = FairnessWindow()
         self.throughput = Throughput()
@@ -130,7 +127,6 @@ class Admission:
     def offer(self, ticket: Ticket, capacity: Capacity, now: float) -> Refused | Ticket | None:
         """Queue a request; `release` says when it may go. Refused when it is not queued, another ticket (now `over`)
         when that one had to make room, else None."""
-        self._pass(now)
         refused = self.refusal(ticket, capacity, now)
         if refused is not None:
             return refused
@@ -151,17 +147,17 @@ class Admission:
         """Why `ticket` would not be queued now. A smaller one may be, a larger one may not."""
         refused = None
         if self._queues or not self._fits(ticket, capacity):
-            refused = self._prospects(ticket, now)
+            refused = self._prospects(ticket, capacity, now)
         if refused is None and self.num_requests >= self._max_requests and self._victim(ticket) is None:
             return Refused("full", None)
         return refused
 
-    def _prospects(self, ticket: Ticket, now: float) -> Refused | None:
+    def _prospects(self, ticket: Ticket, capacity: Capacity, now: float) -> Refused | None:
         """Why it is not worth while for `ticket` to wait."""
         queue = self._queues.get((ticket.tier, ticket.tenant))
         if queue is not None and len(queue.tickets) >= self._max_queued_per_tenant:
-            return Refused("full", self._wait_s(ticket))
-        likely_s = now - ticket.arrived_at + self._wait_s(ticket) + self.first_token.likely_s
+            return Refused("full", self._wait_s(ticket, capacity))
+        likely_s = now - ticket.arrived_at + self._wait_s(ticket, capacity) + self.first_token.likely_s
         if ticket.deadline_at is not None and ticket.arrived_at + likely_s > ticket.deadline_at:
             return Refused("predicted_deadline", None)
         late_s = likely_s - self._ttft_target_s * ENTRY_SHARE
@@ -169,7 +165,6 @@ class Admission:
 
     def release(self, capacity: Capacity, now: float) -> list[Ticket]:
         """Those that may go to the workers now, in order; they count as under way until they `leave`."""
-        self._pass(now)
         released = []
         while self._queues:
             tier = min(key[0] for key in self._queues)
@@ -184,10 +179,12 @@ class Admission:
             self._released.add(ticket)
             self.num_sequences += ticket.num_sequences
             self.prompt_tokens += ticket.prompt_tokens
+            ticket.awaited_tokens = self.prompt_tokens
             self.num_uncomputed += ticket.prompt_tokens > 0
+            if now > ticket.queued_at:  # it waited
+                self.throughput.released(ticket.num_sequences)
             self._serve(ticket, ticket.cost)
             released.append(ticket)
-        self._is_pressed = bool(self._queues) and (self._is_pressed or bool(released))
         return released
 
     def expire(self, now: float) -> list[tuple[Ticket, Loss]]:
@@ -206,13 +203,10 @@ class Admission:
 
     def prompt_done(self, ticket: Ticket, num_tokens: int, now: float) -> None:
         """A released request has the first token of a prompt, so that so many prompt tokens need no more computing."""
-        self._pass(now)
-        is_first = ticket.began_at is None
-        if self._is_pressed:
-            self.throughput.computed(num_tokens, ticket.num_sequences if is_first else 0)
-        if is_first:
+        if ticket.began_at is None:
             ticket.began_at = now
             self.first_token.observe(now - ticket.released_at)
+            self.throughput.computed(ticket.awaited_tokens, now - ticket.released_at)
         self._computed(ticket, num_tokens)
 
     def over(self, ticket: Ticket, num_output_tokens: int) -> None:
@@ -237,7 +231,9 @@ class Admission:
 
     def look(self, capacity: Capacity, now: float) -> None:
         """Note the time that passed: who waited, and how fast sequences stream. A few times a second."""
-        self._pass(now)
+        began, self._looked_at = self._looked_at, now
+        if began is not None and self._queues:
+            self.throughput.busy(now - began)
         self.fairness.look({tenant for _, tenant in self._queues}, now)
         self.sequence_limit.step(now, self.num_sequences, capacity.max_sequences)
         if len(self._mean_output) > self._max_requests * 2:
@@ -258,14 +254,6 @@ class Admission:
         window = min(max(wanted, MIN_WINDOW_TOKENS), MAX_WINDOW_TOKENS * num_workers)
         return capacity.left(int(window), capacity.others_prompt_tokens)
 
-    def _pass(self, now: float) -> None:
-        """Time in which the workers were given all that they take is what their speed is known by. It begins with a
-        release that leaves somebody waiting: how long the first one of a queue waits is what others had left to do,
-        and would make the workers seem twice as fast as they are."""
-        if self._is_pressed and now > self._passed_at:
-            self.throughput.busy(now - self._passed_at)
-        self._passed_at = max(now, self._passed_at)
-
     def _computed(self, ticket: Ticket, num_tokens: int) -> None:
         done = min(num_tokens, ticket.uncomputed_tokens)
         ticket.uncomputed_tokens -= done
@@ -282,11 +270,12 @@ class Admission:
             return True
         return self.prompt_tokens + ticket.prompt_tokens <= self.window_tokens(capacity)
 
-    def _wait_s(self, ticket: Ticket) -> float:
+    def _wait_s(self, ticket: Ticket, capacity: Capacity) -> float:
         """Seconds until `ticket` would be released if it were queued now.
 
         Whoever goes before it, by shares: its own tenant's requests of its priority; of every other tenant as much as
-        that may be served before its counter reaches the one at which this request would go.
+        that may be served before its counter reaches the one at which this request would go. Sequences for which there
+        is room wait for no other to end.
         """
         own = self._queues.get((ticket.tier, ticket.tenant))
         ahead = [t for t in own.tickets if t.priority <= ticket.priority] if own is not None else []
@@ -301,7 +290,8 @@ class Admission:
             share = 1.0 if tier < ticket.tier else min(1.0, max(0.0, room) / max(1.0, queue.virtual_tokens))
             share_tokens += share * queue.prompt_tokens
             share_sequences += share * queue.sequences
-        return self.throughput.wait_s(tokens + share_tokens, sequences + share_sequences)
+        free = max(0, self.max_sequences(capacity) - self.num_sequences)
+        return self.throughput.wait_s(tokens + share_tokens, max(0.0, sequences + share_sequences - free))
 
     def _counter_if_joined(self, ticket: Ticket) -> float:
         present = [self.counters[tenant] for _, tenant in self._queues]
@@ -321,7 +311,6 @@ class Admission:
         queue.count(ticket, -1)
         if not queue.tickets:
             del self._queues[(ticket.tier, ticket.tenant)]
-        self._is_pressed = self._is_pressed and bool(self._queues)
 
     def _cost(self, ticket: Ticket) -> float:
         """Virtual tokens that a request is expected to take."""

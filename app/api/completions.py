@@ -27,7 +27,7 @@ from app.requests.constraint import constraint
 from app.requests.generation import Generation, Order
 from app.requests.record import RequestRecord
 from app.requests.sampling import sampling_params, stop_strings
-from app.requests.served import ServedModel
+from app.requests.served import ServedModel, fewest_tokens
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""
@@ -108,8 +108,8 @@ def completions_router(desk: Desk) -> APIRouter:
         desk.generator.check(
             record,
             model,
-            num_prompts=num_prompts(body.prompt),
-            n=body.n or 1,
+            prompt_tokens=sum(sizes := fewest_prompt_tokens(body.prompt)),
+            num_sequences=len(sizes) * (body.n or 1),
             priority=body.priority or 0,
             deadline_at=gives_up_at,
         )
@@ -213,9 +213,16 @@ def assemble(
     )
 
 
-def num_prompts(prompt: str | list[str | int | list[int]]) -> int:
-    """How many prompts a call has: token ids by themselves are one."""
-    return 1 if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int) else len(prompt)
+def fewest_prompt_tokens(prompt: str | list[str | int | list[int]]) -> list[int]:
+    """What each of the prompts has at least; token ids by themselves are one prompt."""
+    if isinstance(prompt, str):
+        return [fewest_tokens(prompt)]
+    if not prompt or isinstance(prompt[0], int):
+        return [max(1, len(prompt))]
+    return [
+        fewest_tokens(item) if isinstance(item, str) else 1 if isinstance(item, int) else len(item)
+        for item in prompt
+    ]
 
 
 async def tokenise_prompts(

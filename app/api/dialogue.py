@@ -8,13 +8,13 @@ from typing import Any
 from starlette.requests import Request
 
 from app.api.answers import Desk, deadline_at
-from app.api.schemas import Message, ResponseFormat, Sampling, Tool
+from app.api.schemas import ContentPart, Message, ResponseFormat, Sampling, Tool
 from app.requests.constraint import constraint
 from app.requests.conversation import prompt_tokens
 from app.requests.generation import Generation, Order
 from app.requests.record import RequestRecord
 from app.requests.sampling import sampling_params, stop_strings
-from app.requests.served import ServedModel
+from app.requests.served import ServedModel, fewest_tokens
 from app.requests.tools import offered, tool_grammar
 
 
@@ -44,7 +44,12 @@ async def begin(
     record.stream = bool(body.stream)
     gives_up_at, priority = deadline_at(request, record, record.stream), body.priority or 0
     desk.generator.check(
-        record, model, num_prompts=1, n=body.n or 1, priority=priority, deadline_at=gives_up_at
+        record,
+        model,
+        prompt_tokens=fewest_dialogue_tokens(dialogue.messages),
+        num_sequences=body.n or 1,
+        priority=priority,
+        deadline_at=gives_up_at,
     )
     offer = offered(tools, dialogue.tool_choice, parallel=dialogue.parallel_tool_calls)
     functions = [] if offer is None else [tool.function for tool in tools if tool.function]
@@ -72,3 +77,13 @@ async def begin(
         offers_tools=offer is not None,
     )
     return await desk.generator.begin(order, model, record)
+
+
+def fewest_dialogue_tokens(messages: Sequence[Message]) -> int:
+    """What the contents of a conversation have at least."""
+    texts = [
+        part.text or "" if isinstance(part, ContentPart) else part
+        for message in messages
+        for part in ([message.content] if isinstance(message.content, str) else message.content or ())
+    ]
+    return sum(map(fewest_tokens, texts)) or 1

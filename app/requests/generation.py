@@ -90,22 +90,22 @@ class Generator:
         record: RequestRecord,
         model: ServedModel,
         *,
-        num_prompts: int,
-        n: int,
+        prompt_tokens: int,
+        num_sequences: int,
         priority: int,
         deadline_at: float | None,
     ) -> None:
-        """Turn away a request that would be refused were each of its prompts one token long: before its text is made
-        tokens, which costs more than all the rest of a refusal. Raises OverloadedError and DeadlineError."""
+        """Turn away a request that would be refused with `prompt_tokens`, the fewest it may have: before its text is
+        made tokens, which costs more than all the rest of a refusal. Raises OverloadedError and DeadlineError."""
         who = caller()
         ticket = Ticket(
             tenant=who.tenant_id,
             weight=who.weight,
             tier=who.tier,
             priority=priority,
-            prompt_tokens=num_prompts,
-            output_tokens=num_prompts * n,
-            num_sequences=num_prompts * n,
+            prompt_tokens=prompt_tokens,
+            output_tokens=num_sequences,
+            num_sequences=num_sequences,
             arrived_at=record.arrived_at,
             deadline_at=deadline_at,
         )
