@@ -22,8 +22,9 @@ def spans_of(sequence: Sequence, report: Report, error: str | None) -> list[Span
     stay: dict[str, Attribute | None] = {
         "cloudmatrix.request_id": sequence.request_id,
         "cloudmatrix.worker": report.worker_id,
-        "gen_ai.usage.input_tokens": sequence.num_prompt,
-        "gen_ai.usage.output_tokens": sequence.num_generated,
+        # Not under `gen_ai.usage`: the gateway's span has a request's usage, and sums over spans would count it twice.
+        "cloudmatrix.prompt_tokens": sequence.num_prompt,
+        "cloudmatrix.generated_tokens": sequence.num_generated,
         "cloudmatrix.cached_tokens": report.cached_tokens,
         "cloudmatrix.computed_tokens": report.computed_tokens,
         "cloudmatrix.finish_reason": sequence.finish_reason,

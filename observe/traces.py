@@ -15,7 +15,7 @@ from typing import Literal, Protocol, get_args
 VARIABLE = "CLOUDMATRIX_OTEL"
 Mode = Literal["off", "console", "otlp"]
 Kind = Literal["internal", "server", "client"]
-Attribute = str | int | float | bool
+Attribute = str | int | float | bool | tuple[str, ...]
 
 incoming: ContextVar[str] = ContextVar("incoming", default="")
 """The `traceparent` that came with the call being served; empty without one."""

@@ -18,8 +18,11 @@ from app.admission.fair_share import FairnessWindow, VirtualTokenCounters
 from app.admission.forecast import FirstToken, Throughput
 from app.admission.ticket import OUTPUT_WEIGHT, Loss, Refusal, Ticket
 
-MAX_WINDOW_TOKENS, MIN_WINDOW_TOKENS = 8192, 1024
-"""Prompt tokens that one prefill worker may have before it at most, and always."""
+MAX_WINDOW_TOKENS, FIRST_WINDOW_TOKENS, MIN_WINDOW_TOKENS = 8192, 512, 128
+"""Prompt tokens that one prefill worker may have before it: at most, until its speed is known, and for all of them
+together always. More than speed and target say would be waited for in the worker's queue, where nobody is turned away:
+a slow worker would be late with every request that it was given. Fewer cost nothing, for the next prompt leaves as soon
+as one is computed."""
 WINDOW_SHARE = 0.25
 """The share of the TTFT target that a released request may spend behind others at the workers."""
 ENTRY_SHARE = 0.8
@@ -101,6 +104,8 @@ class Admission:
         """Sequences of released requests that are not over."""
         self.prompt_tokens = 0
         """Prompt tokens of released requests that are not computed."""
+        self.num_uncomputed = 0
+        """Released requests that have any of them."""
 
     @property
     def num_queued(self) -> int:
@@ -125,9 +130,9 @@ class Admission:
         refused = self.refusal(ticket, capacity, now)
         if refused is not None:
             return refused
-        displaced = self._displace(ticket) if self.num_requests >= self._max_requests else None
-        if displaced is None and self.num_requests >= self._max_requests:
-            return Refused("full", None)
+        displaced = self._victim(ticket) if self.num_requests >= self._max_requests else None
+        if displaced is not None:
+            self.leave(displaced)
         key = (ticket.tier, ticket.tenant)
         if key not in self._queues:
             self.counters.join(ticket.tenant, [tenant for _, tenant in self._queues])
@@ -139,13 +144,20 @@ class Admission:
         return displaced
 
     def refusal(self, ticket: Ticket, capacity: Capacity, now: float) -> Refused | None:
-        """Why `ticket` would not be queued now."""
-        if not self._queues and self._fits(ticket, capacity):
-            return None
+        """Why `ticket` would not be queued now. A smaller one may be, a larger one may not."""
+        refused = None
+        if self._queues or not self._fits(ticket, capacity):
+            refused = self._prospects(ticket, capacity, now)
+        if refused is None and self.num_requests >= self._max_requests and self._victim(ticket) is None:
+            return Refused("full", None)
+        return refused
+
+    def _prospects(self, ticket: Ticket, capacity: Capacity, now: float) -> Refused | None:
+        """Why it is not worth while for `ticket` to wait."""
         queue = self._queues.get((ticket.tier, ticket.tenant))
         if queue is not None and len(queue.tickets) >= self._max_queued_per_tenant:
-            return Refused("full", self._wait_s(ticket))
-        likely_s = now - ticket.arrived_at + self._wait_s(ticket) + self.first_token.likely_s
+            return Refused("full", self._wait_s(ticket, capacity))
+        likely_s = now - ticket.arrived_at + self._wait_s(ticket, capacity) + self.first_token.likely_s
         if ticket.deadline_at is not None and ticket.arrived_at + likely_s > ticket.deadline_at:
             return Refused("predicted_deadline", None)
         late_s = likely_s - self._ttft_target_s * ENTRY_SHARE
@@ -167,8 +179,10 @@ class Admission:
             self._released.add(ticket)
             self.num_sequences += ticket.num_sequences
             self.prompt_tokens += ticket.prompt_tokens
+            ticket.awaited_tokens = self.prompt_tokens
+            self.num_uncomputed += ticket.prompt_tokens > 0
             if now > ticket.queued_at:  # it waited
-                self.throughput.released(ticket.prompt_tokens, ticket.num_sequences)
+                self.throughput.released(ticket.num_sequences)
             self._serve(ticket, ticket.cost)
             released.append(ticket)
         return released
@@ -192,6 +206,7 @@ class Admission:
         if ticket.began_at is None:
             ticket.began_at = now
             self.first_token.observe(now - ticket.released_at)
+            self.throughput.computed(ticket.awaited_tokens, now - ticket.released_at)
         self._computed(ticket, num_tokens)
 
     def over(self, ticket: Ticket, num_output_tokens: int) -> None:
@@ -232,28 +247,35 @@ class Admission:
     def window_tokens(self, capacity: Capacity) -> int:
         """Prompt tokens that the workers may have before them."""
         rate = self.throughput.tokens_per_s
-        wanted = MAX_WINDOW_TOKENS if rate is None else rate * self._ttft_target_s * WINDOW_SHARE
-        window = min(max(wanted, MIN_WINDOW_TOKENS), MAX_WINDOW_TOKENS * max(1, capacity.num_prefill_workers))
+        num_workers = max(1, capacity.num_prefill_workers)
+        wanted = (
+            FIRST_WINDOW_TOKENS * num_workers if rate is None else rate * self._ttft_target_s * WINDOW_SHARE
+        )
+        window = min(max(wanted, MIN_WINDOW_TOKENS), MAX_WINDOW_TOKENS * num_workers)
         return capacity.left(int(window), capacity.others_prompt_tokens)
 
     def _computed(self, ticket: Ticket, num_tokens: int) -> None:
         done = min(num_tokens, ticket.uncomputed_tokens)
         ticket.uncomputed_tokens -= done
         self.prompt_tokens -= done
+        self.num_uncomputed -= done > 0 and not ticket.uncomputed_tokens
 
     def _fits(self, ticket: Ticket, capacity: Capacity) -> bool:
-        """Whether the workers can take it; one that is larger than everything goes when nothing else is under way."""
+        """Whether the workers can take it. One that is larger than everything goes when nothing else is under way, and
+        a prompt of any size when there are fewer than prefill workers: none of them must idle."""
         sequences = self.num_sequences + ticket.num_sequences
         if self.num_sequences and sequences > self.max_sequences(capacity):
             return False
-        tokens = self.prompt_tokens + ticket.prompt_tokens
-        return not self.prompt_tokens or tokens <= self.window_tokens(capacity)
+        if self.num_uncomputed < max(1, capacity.num_prefill_workers // (1 + capacity.num_rivals)):
+            return True
+        return self.prompt_tokens + ticket.prompt_tokens <= self.window_tokens(capacity)
 
-    def _wait_s(self, ticket: Ticket) -> float:
+    def _wait_s(self, ticket: Ticket, capacity: Capacity) -> float:
         """Seconds until `ticket` would be released if it were queued now.
 
         Whoever goes before it, by shares: its own tenant's requests of its priority; of every other tenant as much as
-        that may be served before its counter reaches the one at which this request would go.
+        that may be served before its counter reaches the one at which this request would go. Sequences for which there
+        is room wait for no other to end.
         """
         own = self._queues.get((ticket.tier, ticket.tenant))
         ahead = [t for t in own.tickets if t.priority <= ticket.priority] if own is not None else []
@@ -268,22 +290,21 @@ class Admission:
             share = 1.0 if tier < ticket.tier else min(1.0, max(0.0, room) / max(1.0, queue.virtual_tokens))
             share_tokens += share * queue.prompt_tokens
             share_sequences += share * queue.sequences
-        return self.throughput.wait_s(tokens + share_tokens, sequences + share_sequences)
+        free = max(0, self.max_sequences(capacity) - self.num_sequences)
+        return self.throughput.wait_s(tokens + share_tokens, max(0.0, sequences + share_sequences - free))
 
     def _counter_if_joined(self, ticket: Ticket) -> float:
         present = [self.counters[tenant] for _, tenant in self._queues]
         return max(self.counters[ticket.tenant], min(present, default=0.0))
 
-    def _displace(self, ticket: Ticket) -> Ticket | None:
-        """Make room for `ticket` at the cost of the tenant that has the most waiting, if that has more than its own."""
+    def _victim(self, ticket: Ticket) -> Ticket | None:
+        """Whose room `ticket` may have: of the tenant that has the most waiting, if that has more than its own."""
         counts = self.queued_by_tenant()
         longest = max(counts, key=lambda tenant: (counts[tenant], tenant), default=None)
         if longest is None or counts[longest] <= counts.get(ticket.tenant, 0) + 1:
             return None
         tickets = [t for (_, name), queue in self._queues.items() if name == longest for t in queue.tickets]
-        victim = max(tickets, key=lambda t: (t.tier, t.priority, t.queued_at))
-        self.leave(victim)
-        return victim
+        return max(tickets, key=lambda t: (t.tier, t.priority, t.queued_at))
 
     def _take_out(self, ticket: Ticket, queue: _Queue) -> None:
         queue.tickets.remove(ticket)

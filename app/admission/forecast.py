@@ -4,24 +4,34 @@ BUSY_MEMORY_S = 8.0
 """Busy seconds after which what was seen counts for 1/e."""
 MIN_BUSY_S = 0.25
 """Busy seconds before a rate is believed."""
+SPEED_MEMORY = 16
+"""First tokens after which what one of them told of the speed counts for 1/e."""
+MIN_TELLING_TOKENS = 128
+"""Prompt tokens from which the time they take tells how fast they are computed, and not how long a message takes."""
 MIN_RELEASED = 8
 """Requests seen to leave the queue before a rate is believed: the first one of a service that warms up, or one that
 only fills the place of a client who left, says nothing of all the others."""
 
 
 class Throughput:
-    """Prompt tokens and sequences that leave the queue a second, counted only over time in which somebody waited."""
+    """Prompt tokens that workers compute a second, and sequences that leave the queue while somebody waits.
+
+    The speed is told by each first token: what was to be computed until it came, over the time that this took. What is
+    sent to workers is no measure of it, for they can be sent more at once, and are no faster for it.
+    """
 
     def __init__(self) -> None:
         self._busy_s = 0.0
-        self._tokens = 0.0
         self._sequences = 0.0
         self._num_released = 0
+        self._tokens = 0.0
+        self._tokens_s = 0.0
+        self._num_told = 0
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Prompt tokens released a second; None while too little was seen."""
-        return self._tokens / self._busy_s if self._is_believed and self._tokens else None
+        """Prompt tokens computed a second; None while too little was seen."""
+        return self._tokens / self._tokens_s if self._num_told >= MIN_RELEASED and self._tokens_s else None
 
     @property
     def sequences_per_s(self) -> float | None:
@@ -36,12 +46,20 @@ class Throughput:
         """Somebody waited all this time."""
         kept = max(0.0, 1.0 - seconds / BUSY_MEMORY_S)
         self._busy_s = self._busy_s * kept + seconds
-        self._tokens *= kept
         self._sequences *= kept
 
-    def released(self, num_tokens: int, num_sequences: int) -> None:
+    def computed(self, num_tokens: int, seconds: float) -> None:
+        """So many prompt tokens, others' before its own, were with the workers when a request came to them, and its
+        first token came so long after."""
+        if num_tokens < MIN_TELLING_TOKENS:
+            return
+        kept = 1.0 - 1.0 / SPEED_MEMORY
+        self._tokens = self._tokens * kept + num_tokens
+        self._tokens_s = self._tokens_s * kept + seconds
+        self._num_told += 1
+
+    def released(self, num_sequences: int) -> None:
         """A request that had waited was released."""
-        self._tokens += num_tokens
         self._sequences += num_sequences
         self._num_released += 1
 

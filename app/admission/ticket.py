@@ -39,6 +39,8 @@ class Ticket:
     released_at: float = 0.0
     began_at: float | None = None
     """When its first token came."""
+    awaited_tokens: int = 0
+    """Prompt tokens that were with the workers when it was released, its own among them."""
     uncomputed_tokens: int = 0
     """Of a released request: prompt tokens that are still to be computed."""
     open_sequences: int = 0

@@ -27,7 +27,7 @@ from app.requests.constraint import constraint
 from app.requests.generation import Generation, Order
 from app.requests.record import RequestRecord
 from app.requests.sampling import sampling_params, stop_strings
-from app.requests.served import ServedModel
+from app.requests.served import ServedModel, fewest_tokens
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""
@@ -104,6 +104,15 @@ def completions_router(desk: Desk) -> APIRouter:
         _check_prompt_logprobs(body)
         model = desk.model(body.model)
         record.stream = bool(body.stream)
+        gives_up_at = deadline_at(request, record, record.stream)
+        desk.generator.check(
+            record,
+            model,
+            prompt_tokens=sum(sizes := fewest_prompt_tokens(body.prompt)),
+            num_sequences=len(sizes) * (body.n or 1),
+            priority=body.priority or 0,
+            deadline_at=gives_up_at,
+        )
         prompts = await tokenise_prompts(model, body.prompt, desk.settings.max_prompts)
         grammar = await constraint(body, body.response_format)
         scored = [body.prompt_logprobs, body.logprobs if body.echo else None]
@@ -126,7 +135,7 @@ def completions_router(desk: Desk) -> APIRouter:
             n=body.n or 1,
             stops=stop_strings(body.stop),
             continues_text=True,
-            deadline_at=deadline_at(request, record, record.stream),
+            deadline_at=gives_up_at,
             cache_salt=body.cache_salt or "",
             priority=body.priority or 0,
             drops_answers=body.max_tokens == 0,
@@ -202,6 +211,18 @@ def assemble(
     return Completion(
         completion_id(record), record.created, model.id, choices, usage, model.system_fingerprint
     )
+
+
+def fewest_prompt_tokens(prompt: str | list[str | int | list[int]]) -> list[int]:
+    """What each of the prompts has at least; token ids by themselves are one prompt."""
+    if isinstance(prompt, str):
+        return [fewest_tokens(prompt)]
+    if not prompt or isinstance(prompt[0], int):
+        return [max(1, len(prompt))]
+    return [
+        fewest_tokens(item) if isinstance(item, str) else 1 if isinstance(item, int) else len(item)
+        for item in prompt
+    ]
 
 
 async def tokenise_prompts(

@@ -8,13 +8,13 @@ from typing import Any
 from starlette.requests import Request
 
 from app.api.answers import Desk, deadline_at
-from app.api.schemas import Message, ResponseFormat, Sampling, Tool
+from app.api.schemas import ContentPart, Message, ResponseFormat, Sampling, Tool
 from app.requests.constraint import constraint
 from app.requests.conversation import prompt_tokens
 from app.requests.generation import Generation, Order
 from app.requests.record import RequestRecord
 from app.requests.sampling import sampling_params, stop_strings
-from app.requests.served import ServedModel
+from app.requests.served import ServedModel, fewest_tokens
 from app.requests.tools import offered, tool_grammar
 
 
@@ -42,6 +42,15 @@ async def begin(
     """Start the next turn. Raises GatewayError; fields go by their names in a chat."""
     tools = dialogue.tools
     record.stream = bool(body.stream)
+    gives_up_at, priority = deadline_at(request, record, record.stream), body.priority or 0
+    desk.generator.check(
+        record,
+        model,
+        prompt_tokens=fewest_dialogue_tokens(dialogue.messages),
+        num_sequences=body.n or 1,
+        priority=priority,
+        deadline_at=gives_up_at,
+    )
     offer = offered(tools, dialogue.tool_choice, parallel=dialogue.parallel_tool_calls)
     functions = [] if offer is None else [tool.function for tool in tools if tool.function]
     prompt = await prompt_tokens(model, dialogue.messages, functions)
@@ -61,10 +70,20 @@ async def begin(
         n=body.n or 1,
         stops=stop_strings(body.stop),
         continues_text=False,
-        deadline_at=deadline_at(request, record, record.stream),
+        deadline_at=gives_up_at,
         cache_salt=body.cache_salt or "",
-        priority=body.priority or 0,
+        priority=priority,
         names_max_tokens=dialogue.max_tokens is not None,
         offers_tools=offer is not None,
     )
     return await desk.generator.begin(order, model, record)
+
+
+def fewest_dialogue_tokens(messages: Sequence[Message]) -> int:
+    """What the contents of a conversation have at least."""
+    texts = [
+        part.text or "" if isinstance(part, ContentPart) else part
+        for message in messages
+        for part in ([message.content] if isinstance(message.content, str) else message.content or ())
+    ]
+    return sum(map(fewest_tokens, texts)) or 1

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-READ_BYTES = 65536
+HEAD_END = b"\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 RETRY_AFTER = re.compile(rb"\r\nretry-after-ms: *(\d+)\r\n", re.IGNORECASE)
 
 
@@ -62,10 +64,101 @@ class Outcome:
         return (self.last_at - self.first_at) / (self.output_tokens - 1)
 
 
-class StreamingClient:
-    """Posts JSON to one server, a connection a request."""
+class _Connection(asyncio.Protocol):
+    """One connection to the server, for one exchange after another."""
 
-    def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float) -> None:
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.is_lost = False
+        self._pieces: list[tuple[float, bytes]] = []
+        self._head = b""
+        self._missing_bytes: int | None = None
+        """Of a body whose length was declared."""
+        self._whole: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        at = time.perf_counter()
+        if not self._is_headed():
+            self._head += data
+            if not self._is_headed():
+                return
+            self._head, _, data = self._head.partition(HEAD_END)
+            self._head += HEAD_END
+            length = CONTENT_LENGTH.search(self._head)
+            self._missing_bytes = None if length is None else int(length[1])
+        if data:
+            self._pieces.append((at, data))
+        if self._missing_bytes is not None:
+            self._missing_bytes -= len(data)
+        if self._is_whole():
+            self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
+        if self._whole is not None and not self._whole.done():
+            # A body of no declared length ends with its connection.
+            if self._is_headed() and not self._is_chunked() and self._missing_bytes is None:
+                self._end()
+            else:
+                self._whole.set_exception(exc or ConnectionResetError("the connection was closed"))
+
+    async def exchange(self, request: bytes) -> tuple[bytes, list[tuple[float, bytes]]]:
+        """Head and body of the answer. Raises OSError when the connection ends before it is whole."""
+        assert self.transport is not None
+        self._pieces, self._head, self._missing_bytes = [], b"", None
+        self._whole = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        await self._whole
+        pieces = list(_dechunk(self._pieces)) if self._is_chunked() else self._pieces
+        return self._head, pieces
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether any of an answer has come since the last request was sent."""
+        return bool(self._head)
+
+    @property
+    def may_be_kept(self) -> bool:
+        """Whether another request may follow."""
+        return not self.is_lost and b"connection: close" not in self._head.lower()
+
+    def close(self) -> None:
+        """Nothing more is wanted of it."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _end(self) -> None:
+        if self._whole is not None and not self._whole.done():
+            self._whole.set_result(None)
+
+    def _is_headed(self) -> bool:
+        return HEAD_END in self._head
+
+    def _is_chunked(self) -> bool:
+        return b"transfer-encoding: chunked" in self._head.lower()
+
+    def _is_whole(self) -> bool:
+        if self._missing_bytes is not None:
+            return self._missing_bytes <= 0
+        if not self._is_chunked() or not self._pieces:
+            return False
+        # The end of the last chunk may itself come in two pieces.
+        tail = b"".join(data for _, data in self._pieces[-len(LAST_CHUNK) :])
+        # What looks like it may stand in the middle of a body, too: only then all of it is looked through.
+        return tail.endswith(LAST_CHUNK) and _is_complete(self._pieces)
+
+
+class StreamingClient:
+    """Posts JSON to one server: a connection a request, or, with `keeps_connections`, as the SDKs do, one after
+    another over the same connections, which `close` ends. Then it is for one event loop."""
+
+    def __init__(
+        self, base_url: str, *, api_key: str | None, timeout_s: float, keeps_connections: bool = False
+    ) -> None:
         parts = urlsplit(base_url if "://" in base_url else "http://" + base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"--base-url {base_url!r}: expected something like http://127.0.0.1:8000")
@@ -75,7 +168,11 @@ class StreamingClient:
         path = parts.path.rstrip("/")
         self._prefix = path if path.endswith("/v1") else path + "/v1"
         self._timeout_s = timeout_s
-        lines = [f"Host: {parts.netloc.rpartition('@')[2]}", "Connection: close", "Accept: text/event-stream"]
+        self._keeps_connections = keeps_connections
+        self._kept: list[_Connection] = []
+        lines = [f"Host: {parts.netloc.rpartition('@')[2]}", "Accept: text/event-stream"]
+        if not keeps_connections:
+            lines.append("Connection: close")
         if api_key:
             lines.append(f"Authorization: Bearer {api_key}")
         self._headers = "\r\n".join([*lines, "Content-Type: application/json"])
@@ -89,6 +186,11 @@ class StreamingClient:
         if status != 200:
             raise ValueError(f"GET {self._prefix}{path}: status {status}: {body[:300]!r}")
         return json.loads(body)
+
+    def close(self) -> None:
+        """End the connections that were kept."""
+        while self._kept:
+            self._kept.pop().close()
 
     async def stream(self, path: str, body: bytes) -> Outcome:
         """Send a streaming request and follow its answer to the end. Never raises for what the server does."""
@@ -113,26 +215,56 @@ class StreamingClient:
                 outcome.status, outcome.retry_after_s, pieces = await self._exchange(head.encode() + body)
         except TimeoutError:
             outcome.error = f"no end within {self._timeout_s:g} s"
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+        except (OSError, ValueError) as error:
             outcome.error = f"{type(error).__name__}: {error}"
         outcome.ended_at = time.perf_counter()
         return outcome, pieces
 
     async def _exchange(self, request: bytes) -> tuple[int, float | None, list[tuple[float, bytes]]]:
-        reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._ssl, limit=2**20)
-        try:
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            pieces: list[tuple[float, bytes]] = []
-            while data := await reader.read(READ_BYTES):
-                pieces.append((time.perf_counter(), data))
-        finally:
-            writer.close()
+        head, pieces = await self._converse(request)
         status = int(head.split(b" ", 2)[1])
         wait = RETRY_AFTER.search(head)
-        retry_after_s = None if wait is None else int(wait[1]) / 1000
-        chunked = b"transfer-encoding: chunked" in head.lower()
-        return status, retry_after_s, list(_dechunk(pieces)) if chunked else pieces
+        return status, None if wait is None else int(wait[1]) / 1000, pieces
+
+    async def _converse(self, request: bytes) -> tuple[bytes, list[tuple[float, bytes]]]:
+        while self._kept:
+            connection = self._kept.pop()
+            if connection.is_lost:
+                continue
+            try:
+                return await self._over(connection, request)
+            except OSError:
+                # The server gave it up while nothing went over it, and did not read this request.
+                if connection.has_answered:
+                    raise
+        _, connection = await asyncio.get_running_loop().create_connection(
+            _Connection, self._host, self._port, ssl=self._ssl
+        )
+        return await self._over(connection, request)
+
+    async def _over(self, connection: _Connection, request: bytes) -> tuple[bytes, list[tuple[float, bytes]]]:
+        try:
+            answer = await connection.exchange(request)
+        except BaseException:
+            connection.close()
+            raise
+        if self._keeps_connections and connection.may_be_kept:
+            self._kept.append(connection)
+        else:
+            connection.close()
+        return answer
+
+
+def _is_complete(pieces: list[tuple[float, bytes]]) -> bool:
+    """Whether a chunked body has its last chunk, which is empty."""
+    data = b"".join(data for _, data in pieces)
+    at = 0
+    while (line_end := data.find(b"\r\n", at)) >= 0:
+        size = int(data[at:line_end].split(b";")[0] or b"0", 16)
+        if size == 0:
+            return True
+        at = line_end + 2 + size + 2
+    return False
 
 
 def _dechunk(pieces: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:

@@ -5,11 +5,12 @@ to the last byte. Goodput counts requests that met every objective given; a fail
 """
 
 import asyncio
+import contextlib
 import math
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,30 @@ def run_outcomes(options: LoadOptions) -> list[Outcome]:
     """Run the test; every request as it went. Raises ValueError for options that cannot be used."""
 
     async def run() -> list[Outcome]:
-        client = StreamingClient(options.base_url, api_key=options.api_key, timeout_s=options.timeout_s)
-        calls = list(await _calls(options, client))
-        return (await _send_all(options, client, calls, lambda _ended, _failed: None))[0]
+        with _client(options) as client:
+            calls = list(await _calls(options, client))
+            return (await _send_all(options, client, calls, lambda _ended, _failed: None))[0]
 
     return asyncio.run(run())
 
 
+@contextlib.contextmanager
+def _client(options: LoadOptions) -> Iterator[StreamingClient]:
+    client = StreamingClient(
+        options.base_url, api_key=options.api_key, timeout_s=options.timeout_s, keeps_connections=True
+    )
+    try:
+        yield client
+    finally:
+        client.close()
+
+
 async def _run(options: LoadOptions, progress: Progress) -> dict[str, Any]:
-    client = StreamingClient(options.base_url, api_key=options.api_key, timeout_s=options.timeout_s)
-    calls = list(await _calls(options, client))
-    cpu_before = _cpu_s()
-    began = time.perf_counter()
-    outcomes, late_s = await _send_all(options, client, calls, progress)
+    with _client(options) as client:
+        calls = list(await _calls(options, client))
+        cpu_before = _cpu_s()
+        began = time.perf_counter()
+        outcomes, late_s = await _send_all(options, client, calls, progress)
     duration_s = time.perf_counter() - began
     result = summarise(outcomes, duration_s, options.slo_ttft_s, options.slo_tpot_s)
     result["client_cpu_s"] = round(_cpu_s() - cpu_before, 3)

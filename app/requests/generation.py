@@ -85,6 +85,37 @@ class Generator:
     tracer: Tracer | None = None
     request_log: RequestLog | None = None
 
+    def check(
+        self,
+        record: RequestRecord,
+        model: ServedModel,
+        *,
+        prompt_tokens: int,
+        num_sequences: int,
+        priority: int,
+        deadline_at: float | None,
+    ) -> None:
+        """Turn away a request that would be refused with `prompt_tokens`, the fewest it may have: before its text is
+        made tokens, which costs more than all the rest of a refusal. Raises OverloadedError and DeadlineError."""
+        who = caller()
+        ticket = Ticket(
+            tenant=who.tenant_id,
+            weight=who.weight,
+            tier=who.tier,
+            priority=priority,
+            prompt_tokens=prompt_tokens,
+            output_tokens=num_sequences,
+            num_sequences=num_sequences,
+            arrived_at=record.arrived_at,
+            deadline_at=deadline_at,
+        )
+        try:
+            self.gate.check(ticket)
+        except GatewayError as error:
+            record.model, record.tenant, record.trace = model.id, who.tenant_id, self._new_trace()
+            self._turn_away(record, error)
+            raise
+
     async def begin(self, order: Order, model: ServedModel, record: RequestRecord) -> "Generation":
         """Queue the request; its choices go as soon as there is room. Raises OverloadedError, DeadlineError,
         UnavailableError, and RateLimitError when the caller has none left."""
@@ -94,13 +125,11 @@ class Generator:
         record.tenant = order.tenant
         record.prompt_tokens = sum(map(len, order.prompts))
         ticket = new_ticket(order, record.arrived_at)
-        context = None if self.tracer is None else context_of(incoming.get())
-        record.trace = None if context is None else RequestTrace(context)
+        record.trace = self._new_trace()
         try:
             account = await self._admit(record, ticket)
         except GatewayError as error:
-            record.end("failed", time.monotonic(), error.message)
-            self.over(record, (), layout.block_tokens)
+            self._turn_away(record, error)
             raise
         generation = Generation(self, order, model, record, ticket, account)
         self.history.begin(record)
@@ -110,6 +139,14 @@ class Generator:
             generation.end(error)
             raise
         return generation
+
+    def _new_trace(self) -> RequestTrace | None:
+        context = None if self.tracer is None else context_of(incoming.get())
+        return None if context is None else RequestTrace(context)
+
+    def _turn_away(self, record: RequestRecord, error: GatewayError) -> None:
+        record.end("failed", time.monotonic(), error.message)
+        self.over(record, (), 0)
 
     async def _admit(self, record: RequestRecord, ticket: Ticket) -> Account:
         account = await self.tenancy.admit(

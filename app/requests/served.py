@@ -12,6 +12,11 @@ INLINE_CHARACTERS = 4096
 """Texts up to this length are tokenised on the event loop (under a millisecond); longer ones in a thread."""
 
 
+def fewest_tokens(text: str) -> int:
+    """What a text has at least, by its length: prose has some four characters a token, and hardly any has eight."""
+    return 1 + len(text) // 8
+
+
 @dataclass
 class ServedModel:
     """One model of the catalogue with its text side loaded. `created`: Unix time of loading."""

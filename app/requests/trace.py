@@ -1,5 +1,7 @@
 """A request's trace as the gateway saw it: the request, its own phases, and its stays at workers. Pure.
 
+Attributes have OpenTelemetry's names for generative AI where there are any. Those are still in development there.
+
 request ─┬─ pool.lookup, queue, route        the gateway's own
          ├─ prefill, decode, serve           a stay at a worker, whose spans lie below it
          └─ handoff                          from the end of the one stay to the first token of the next
@@ -13,6 +15,8 @@ from observe.traces import Attribute, Span, TraceContext
 
 STAYS = {"prefill": "prefill", "decode": "decode", "both": "serve"}
 GATEWAY_PHASES = {"lookup": "pool.lookup"}
+OPERATIONS = {"chat": "chat", "responses": "chat", "completions": "text_completion"}
+"""What OpenTelemetry calls the endpoints of records."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -67,6 +71,7 @@ class RequestTrace:
         """All of it, once the answer is over and no worker owes a report."""
         ended_at = record.ended_at if record.ended_at is not None else now
         same: dict[str, Attribute | None] = {"cloudmatrix.request_id": record.request_id}
+        reasons = tuple(record.finish_reasons[choice] for choice in sorted(record.finish_reasons))
         spans = [
             Span(
                 name="request",
@@ -80,9 +85,16 @@ class RequestTrace:
                     "cloudmatrix.tenant": record.tenant,
                     "cloudmatrix.status": record.status,
                     "cloudmatrix.cached_tokens": record.cached_tokens,
+                    "gen_ai.operation.name": OPERATIONS.get(record.endpoint),
+                    "gen_ai.provider.name": "cloudmatrix",
                     "gen_ai.request.model": record.model,
+                    "gen_ai.request.stream": record.stream,
+                    "gen_ai.response.model": record.model,
+                    "gen_ai.response.finish_reasons": reasons or None,
                     "gen_ai.usage.input_tokens": record.prompt_tokens,
                     "gen_ai.usage.output_tokens": record.completion_tokens,
+                    "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
+                    "gen_ai.usage.cache_write.input_tokens": record.written_tokens,
                 },
                 error=record.error,
             )

@@ -71,6 +71,24 @@ def test_a_killed_worker_comes_back_and_requests_go_on(tmp_path: Path) -> None:
             service.wait_ready()
 
 
+def test_a_killed_gateway_comes_back_behind_the_same_port(tmp_path: Path) -> None:
+    body = {"model": "smollm2-135m", "prompt": "The river", "max_tokens": 4, "temperature": 0}
+    with running(tmp_path / "data", "--no-console") as service:
+        with service.client() as client:
+            before = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+        killed = psutil.Process(service.pid_of("gateway"))
+        killed.kill()
+        killed.wait(10)
+        deadline = time.monotonic() + 60
+        # The port stays open: who calls meanwhile waits, or is told when to come back while workers are looked up.
+        with service.client() as client:
+            while (answer := client.post("/v1/completions", json=body)).status_code != 200:
+                assert answer.status_code == 503, answer.text
+                assert time.monotonic() < deadline
+                time.sleep(int(answer.headers["retry-after-ms"]) / 1000)
+        assert answer.json()["choices"][0]["text"] == before
+
+
 async def test_sigterm_under_load_loses_no_reply(tmp_path: Path) -> None:
     """Streams that are decoding and requests still waiting for their prefill are answered to the end."""
     body = {"model": "smollm2-135m", "max_tokens": 96, "temperature": 0, "ignore_eos": True}

@@ -200,6 +200,9 @@ def test_one_trace_over_gateway_prefill_pool_and_decode(pair: Pair) -> None:
     assert request.parent_id == parent
     assert request.attributes["cloudmatrix.request_id"] == answer.headers["x-request-id"]
     assert request.attributes["gen_ai.usage.output_tokens"] == "2"
+    # On one span alone: who sums over a trace's spans counts what was used once.
+    telling = [s.name for s in spans() if any(name.startswith("gen_ai.usage") for name in s.attributes)]
+    assert telling == ["request"]
 
     def above(name: str, service: str) -> list[str]:
         """Names from the span upwards."""

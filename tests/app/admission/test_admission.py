@@ -1,5 +1,7 @@
 """Who goes next is pure: shares by tokens and weights, tiers, priorities, bounds, deadlines and targets."""
 
+import math
+import random
 from typing import Any
 
 import pytest
@@ -55,23 +57,71 @@ def test_what_fits_goes_at_once_and_the_rest_waits() -> None:
 
 
 def test_prompts_to_be_computed_bound_what_is_released() -> None:
-    # Nothing known of the rate: 8,192 tokens. 5,000 and 3,000 fit, 1,000 more do not, until the first is computed.
+    # Nothing known of the rate: 512 tokens. 300 and 200 fit, 100 more do not, until the first is computed.
     queues = admission()
     capacity = Capacity(max_sequences=64, num_prefill_workers=1)
-    first, second, third = (ticket(prompt=n) for n in (5000, 3000, 1000))
+    first, second, third = (ticket(prompt=n) for n in (300, 200, 100))
     for one in (first, second, third):
         queues.offer(one, capacity, 0.0)
     assert queues.release(capacity, 0.0) == [first, second]
-    queues.prompt_done(first, 5000, 0.1)
+    queues.prompt_done(first, 300, 0.1)
     assert queues.release(capacity, 0.1) == [third]
     huge = ticket(prompt=10**6)
     queues.offer(huge, capacity, 0.2)
     assert queues.release(capacity, 0.2) == []
-    queues.prompt_done(second, 3000, 0.3)
-    queues.prompt_done(third, 1000, 0.3)
+    queues.prompt_done(second, 200, 0.3)
+    queues.prompt_done(third, 100, 0.3)
     assert queues.release(capacity, 0.3) == [huge], (
         "larger than everything, it goes when nothing else is computed"
     )
+
+
+def test_every_prefill_worker_has_a_prompt_however_large() -> None:
+    queues = admission()
+    capacity = Capacity(max_sequences=64, num_prefill_workers=3)
+    tickets = [ticket(prompt=5000) for _ in range(5)]
+    for one in tickets:
+        queues.offer(one, capacity, 0.0)
+    assert queues.release(capacity, 0.0) == tickets[:3]
+    queues.prompt_done(tickets[1], 5000, 1.0)
+    assert queues.release(capacity, 1.0) == tickets[3:4]
+    queues.prompt_done(tickets[0], 2500, 2.0)
+    assert queues.release(capacity, 2.0) == [], "half of its prompt is still to be computed"
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(("step_s", "ttft_target_s"), [(1.0, 4.0), (0.2, 2.0), (0.02, 1.0), (0.002, 1.0)])
+def test_what_a_worker_can_do_comes_in_time_when_five_times_as_much_arrives(
+    step_s: float, ttft_target_s: float, batch: int
+) -> None:
+    """A worker that takes `step_s` for 128 tokens, of one prompt or of several at once, on virtual time."""
+    queues = admission(ttft_target_s=ttft_target_s)
+    capacity = Capacity(max_sequences=64, num_prefill_workers=1)
+    num_steps, arrivals, prompt = 200, 5 * batch, 128 // batch
+    at_worker: list[Ticket] = []
+    in_step = in_time = done = 0
+    for tick in range(num_steps * arrivals):
+        now = tick * step_s / arrivals
+        if tick % arrivals == 0:
+            for _ in range(in_step):
+                one = at_worker.pop(0)
+                queues.prompt_done(one, prompt, now)
+                at_worker += queues.release(capacity, now)
+                queues.over(one, 1)
+                queues.leave(one)
+                if tick >= num_steps * arrivals / 4:  # the first quarter finds out how fast it is
+                    done += 1
+                    in_time += now - one.arrived_at <= ttft_target_s
+        queues.offer(ticket(prompt=prompt, arrived_at=now), capacity, now)
+        queues.look(capacity, now)
+        queues.expire(now)
+        at_worker += queues.release(capacity, now)
+        if tick % arrivals == 0:
+            in_step = min(batch, len(at_worker))
+    # What is sent at once when its speed becomes known, and the window opens, makes it no faster.
+    assert queues.throughput.tokens_per_s == pytest.approx(128 / step_s, rel=0.25)
+    assert done >= 0.9 * batch * num_steps * 3 / 4, "the worker idled"
+    assert in_time >= 0.95 * done
 
 
 def test_two_tenants_share_by_tokens_whoever_asks_more_often() -> None:
@@ -157,6 +207,16 @@ def test_one_tenants_queue_is_bounded() -> None:
     assert queues.offer(ticket("b"), ONE, 0.0) is None
 
 
+def test_a_full_house_is_known_before_a_request_is_offered() -> None:
+    queues = admission(max_requests=4)
+    for _ in range(4):
+        queues.offer(ticket(), ONE, 0.0)
+    assert queues.refusal(ticket(), ONE, 0.0) == Refused("full", None)
+    # Who may have another's room is not refused, and nobody has to go before it comes.
+    assert queues.refusal(ticket("poor"), ONE, 0.0) is None
+    assert queues.num_requests == 4
+
+
 def learned(queues: Admission, *, rate: float = 1.0) -> None:
     """Teach it that `rate` requests of 100 tokens leave a second while others wait."""
     queues.look(ONE, 0.0)
@@ -174,17 +234,17 @@ def test_who_would_be_late_is_refused_with_the_time_to_come_back() -> None:
     # One a second: the target is met while fewer than 8 (80 % of 10 s) are ahead.
     refused, number = None, 0
     while refused is None:
-        refused = queues.offer(ticket(arrived_at=20.0), ONE, 20.0)
+        refused = queues.offer(ticket(arrived_at=19.0), ONE, 19.0)
         number += 1
     assert isinstance(refused, Refused)
     assert refused.reason == "predicted_late"
     assert 7 <= number <= 10
     assert refused.retry_after_s is not None
     assert 0 < refused.retry_after_s < 2.5
-    assert queues.offer(ticket("light", arrived_at=20.0), ONE, 20.0) is None, (
+    assert queues.offer(ticket("light", arrived_at=19.0), ONE, 19.0) is None, (
         "a light tenant waits for its share only"
     )
-    hurried = queues.offer(ticket("light", arrived_at=20.0, deadline_at=20.5), ONE, 20.0)
+    hurried = queues.offer(ticket("light", arrived_at=19.0, deadline_at=19.5), ONE, 19.0)
     assert hurried == Refused("predicted_deadline", None)
 
 
@@ -196,7 +256,8 @@ def test_the_forecast_that_refuses_by_hand(first_token_s: float | None, num_queu
     # 8 requests of 100 tokens in 4 busy seconds: 200 tokens and 2 sequences a second, so half a second for each.
     queues.throughput.busy(4.0)
     for _ in range(8):
-        queues.throughput.released(100, 1)
+        queues.throughput.released(1)
+        queues.throughput.computed(200, 1.0)
     # A first sample of 2 s has a deviation of 1 s: 2 + 2 x 1 = 4 s are likely from release to first token.
     if first_token_s is not None:
         queues.first_token.observe(first_token_s)
@@ -252,8 +313,29 @@ def test_a_gateway_that_came_later_has_an_equal_share() -> None:
         max_sequences=9, num_prefill_workers=1, others_sequences=9, others_prompt_tokens=9000, num_rivals=2
     )
     for _ in range(9):
-        queues.offer(ticket(), capacity, 0.0)
+        queues.offer(ticket(prompt=50), capacity, 0.0)
     assert len(queues.release(capacity, 0.0)) == 3
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 500), st.integers(-1, 1)), max_size=40),
+    st.tuples(st.sampled_from("abcd"), st.integers(1, 500), st.integers(-1, 1), st.none() | st.floats(0, 20)),
+    st.integers(1, 40),
+)
+def test_a_request_refused_at_its_least_would_be_refused_in_full(
+    ahead: list[tuple[str, int, int]], one: tuple[str, int, int, float | None], max_requests: int
+) -> None:
+    queues = admission(ttft_target_s=10.0, max_requests=max_requests)
+    queues.throughput.busy(4.0)
+    for _ in range(8):
+        queues.throughput.released(1)
+        queues.throughput.computed(200, 1.0)
+    for tenant, prompt, priority in ahead:
+        queues.offer(ticket(tenant, prompt=prompt, priority=priority), ONE, 0.0)
+    tenant, prompt, priority, deadline_at = one
+    more: dict[str, Any] = {"priority": priority, "deadline_at": deadline_at}
+    if queues.refusal(ticket(tenant, prompt=1, **more), ONE, 0.0) is not None:
+        assert isinstance(queues.offer(ticket(tenant, prompt=prompt, **more), ONE, 0.0), Refused)
 
 
 requests = st.lists(
@@ -282,6 +364,7 @@ def test_nothing_is_lost_and_nothing_is_held(rows: list[tuple[str, int, int, int
         assert queues.num_sequences <= max(size, 3)
     assert len(seen) == len(rows)
     assert (queues.num_requests, queues.num_sequences, queues.prompt_tokens) == (0, 0, 0)
+    assert queues.num_uncomputed == 0
 
 
 def test_jain_by_hand() -> None:
@@ -321,7 +404,7 @@ def test_one_release_while_the_service_warms_up_is_no_rate() -> None:
     for number in range(8):
         # One in two seconds would mean 128 s for 64 requests, and that all of them are refused.
         assert throughput.wait_s(6400, 64) == 0.0, number
-        throughput.released(100, 1)
+        throughput.released(1)
     assert throughput.wait_s(6400, 64) == pytest.approx(16.0)  # 8 in 2 s
 
 
@@ -330,10 +413,39 @@ def test_throughput_counts_only_time_in_which_somebody_waited() -> None:
     assert throughput.wait_s(100, 1) == 0.0
     for _ in range(200):
         throughput.busy(0.1)
-        throughput.released(50, 1)
+        throughput.released(1)
+        throughput.computed(250, 0.5)
     # 500 tokens and 10 sequences a second: 1,000 tokens take 2 s, 30 sequences 3 s.
     assert throughput.wait_s(1000, 1) == pytest.approx(2.0, rel=0.02)
     assert throughput.wait_s(1000, 30) == pytest.approx(3.0, rel=0.02)
+
+
+@pytest.mark.parametrize("load", [0.8, 0.95, 3.0])
+def test_the_speed_of_a_worker_is_known_however_seldom_somebody_waits(load: float) -> None:
+    """A worker that does one prompt of 500 tokens a second, on virtual time; requests come at random."""
+    queues = admission(max_requests=10**6, ttft_target_s=30.0)
+    capacity = Capacity(max_sequences=1, num_prefill_workers=1)
+    draw = random.Random(7)
+    arrival, busy_until = 0.0, math.inf
+    at_worker: Ticket | None = None
+    now = next_look = 0.0
+    while now < 400.0:
+        now = min(arrival, busy_until, next_look)
+        if now == busy_until:
+            assert at_worker is not None
+            queues.prompt_done(at_worker, 500, now)
+            queues.over(at_worker, 1)
+            queues.leave(at_worker)
+            at_worker, busy_until = None, math.inf
+        elif now == arrival:
+            queues.offer(ticket(prompt=500, arrived_at=now), capacity, now)
+            arrival += draw.expovariate(load)
+        else:
+            queues.look(capacity, now)
+            next_look = now + 0.05
+        for released in queues.release(capacity, now):
+            at_worker, busy_until = released, now + 1.0
+    assert queues.throughput.tokens_per_s == pytest.approx(500, rel=0.15)
 
 
 def test_the_likely_first_token_covers_the_spread() -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -184,3 +186,54 @@ async def test_a_client_that_leaves_the_queue_costs_no_worker(gateway: Gateway) 
         await until_queued(gateway, (0).__eq__)
         worker.is_held = False
     assert len(worker.submits) == 2
+
+
+ENDPOINTS: list[tuple[str, dict[str, Any]]] = [
+    ("completions", {"prompt": "a text"}),
+    ("completions", {"prompt": ["a text", "and another"], "n": 2}),
+    ("chat/completions", {"messages": [{"role": "user", "content": "a text"}]}),
+    ("responses", {"input": "a text"}),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "body"), ENDPOINTS)
+async def test_who_is_refused_whatever_its_prompt_is_refused_before_it_is_made_tokens(
+    served: ServedModel,
+    redis_server: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    endpoint: str,
+    body: dict[str, Any],
+) -> None:
+    texts: list[str] = []
+    tokenise = ServedModel.tokenise
+
+    async def noted(self: ServedModel, text: str, param: str, mark: str | None = None) -> list[int]:
+        texts.append(text)
+        return await tokenise(self, text, param, mark)
+
+    monkeypatch.setattr(ServedModel, "tokenise", noted)
+    log = tmp_path / "requests.jsonl"
+    settings: dict[str, Any] = {"redis_url": redis_server.url, "request_log": log, "max_queued_per_tenant": 1}
+    worker = EchoWorker("both-0", "both", step_s=0.002)
+    async with serving(served, [worker], max_sequences_per_worker=2, **settings) as gateway:
+
+        async def post() -> httpx.Response:
+            return await gateway.http.post(f"/v1/{endpoint}", json={"model": MODEL, **body})
+
+        worker.is_held = True
+        async with asyncio.TaskGroup() as group:
+            for number in range(3):
+                group.create_task(ask(gateway, "none", prompt=[100 + number] * 3))
+            await until(lambda: len(worker.submits) == 2, "the worker is full")
+            await until_queued(gateway, (1).__eq__)
+            refused = await post()
+            seen = list(texts)
+            worker.is_held = False
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after-ms"]) > 0
+        assert seen == []
+        assert (await post()).status_code == 200
+        assert texts, "with room its prompt is read"
+    (row,) = [row for row in map(json.loads, log.read_text().splitlines()) if row["status"] == "failed"]
+    assert (row["request_id"], row["model"]) == (refused.headers["x-request-id"], MODEL)

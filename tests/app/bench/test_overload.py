@@ -1,7 +1,7 @@
 """What `bench overload` counts."""
 
 from app.bench.client import Outcome
-from app.bench.overload import count
+from app.bench.overload import count, near_peak, peak_goodput
 
 
 def answered(at: float, ttft_s: float, tpot_s: float) -> Outcome:
@@ -45,3 +45,24 @@ def test_a_refusal_is_clean_only_with_a_time_to_come_back() -> None:
     ]
     row = count(outcomes, 2.0, 0.1)
     assert (row["refused"], row["broken"]) == (1, 3)
+
+
+def test_the_peak_is_measured_afresh_and_no_best_of_many() -> None:
+    ramp = [{"rate": r, "goodput_per_s": g} for r, g in ((4.0, 4.0), (5.0, 4.9), (6.25, 6.6), (7.8, 5.5))]
+    # Luck made the third step the best; measured again it is no better than the fourth.
+    best, second = near_peak(ramp)
+    assert (best["rate"], second["rate"]) == (6.25, 7.8)
+    beside = [(6.25, 5.2), (7.8, 5.6), (7.8, 5.2), (6.25, 5.4)]
+    rows = [{"rate": rate, "goodput_per_s": goodput} for rate, goodput in beside]
+    # Means of 5.3 and 5.4, and not the single best of 5.6.
+    assert abs(peak_goodput(rows) - 5.4) < 1e-9
+
+
+def test_answers_that_came_late_are_told_by_what_they_missed() -> None:
+    outcomes = [
+        answered(0.0, 0.5, 0.01),
+        answered(1.0, 2.5, 0.01),
+        answered(2.0, 2.5, 0.2),
+        answered(3.0, 0.5, 0.2),
+    ]
+    assert count(outcomes, 2.0, 0.1)["late"] == {"ttft": 2, "tpot": 2}

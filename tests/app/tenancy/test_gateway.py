@@ -225,6 +225,21 @@ async def test_50_parallel_requests_never_overrun_a_token_limit(gateway: Gateway
     assert [answer.status_code for answer in await burst()].count(200) == 20
 
 
+async def test_a_users_limit_is_one_for_all_of_its_keys_and_nobody_elses(gateway: Gateway) -> None:
+    await post(gateway, "tenants", 201, id="people")
+    users = [await post(gateway, "tenants/people/users", 201, name=name) for name in ("ada", "bob")]
+    ada_1, ada_2, bob = [
+        (await post(gateway, "keys", 201, tenant_id="people", name="test", user_id=user["id"]))["key"]
+        for user in (users[0], users[0], users[1])
+    ]
+    await post(gateway, "limits", subject_kind="user", subject_id=users[0]["id"], requests_per_minute=2)
+    assert [(await ask(gateway, key)).status_code for key in (ada_1, ada_2)] == [200, 200]
+    refused = await ask(gateway, ada_1)
+    assert refused.status_code == 429
+    assert refused.json()["error"]["message"] == "limit of this user: 2 requests per minute"
+    assert [(await ask(gateway, bob)).status_code for _ in range(3)] == [200] * 3
+
+
 async def test_streamed_tokens_count_against_the_limit(gateway: Gateway) -> None:
     key = (await new_key(gateway, "streaming"))["key"]
     await post(gateway, "limits", subject_kind="tenant", subject_id="streaming", tokens_per_minute=100)
