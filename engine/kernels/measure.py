@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.kernels import amx, products, rows
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, intrinsic, jit, types
-from engine.kernels.matmul import DOT, PAIRS
+from engine.kernels.matmul import DOT_SMALL, PAIRS
 from engine.kernels.packing import BLOCK, LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
 from engine.kernels.quantised import ROW_STEP_BYTES, SHORTS, STEP_BYTES, SUM_BYTES, TILE_ROWS
 from engine.kernels.simd import I32, I32_LANES, I64, splat
@@ -46,7 +46,7 @@ def _dots(context: Any, isa: Any, rounds: Any) -> Any:
 
 
 def _dot_of(tag: str) -> Any:
-    return PAIRS[tag] if tag in SHORTS else DOT[tag]
+    return PAIRS[tag] if tag in SHORTS else DOT_SMALL[tag]
 
 
 def _chains_of(tag: str) -> int:
