@@ -75,7 +75,7 @@ def _multiply_panels(
     amx.begin(isa, products.config_of(form), configs)
     for panel in range(num_panels):
         products.multiply(
-            isa, form, 0, num_rows, panels + panel * panel_bytes, num_blocks, x, sums, scales,
+            isa, num_rows, form, 0, num_rows, panels + panel * panel_bytes, num_blocks, x, sums, scales,
             out + panel * 64, num_panels * 64, 0, scratch,
         )  # fmt: skip
     amx.end(isa)
@@ -102,6 +102,7 @@ class Product:
             tile, lane = divmod(row, TILE_ROWS)
             rows.quantise_row(
                 isa,
+                num_rows,
                 x[row].ctypes.data,
                 matrix.num_inputs,
                 self._quantised.ctypes.data + tile * steps * STEP_BYTES + lane * ROW_STEP_BYTES,

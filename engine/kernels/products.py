@@ -7,14 +7,12 @@ from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, jit, overload
 from engine.kernels.matmul import multiply_panel
 from engine.kernels.packing import FACTORED, Q8_0
-from engine.kernels.quantised import SHORTS, TILE_ROWS
+from engine.kernels.quantised import MANY_ROWS, SHORTS, SHORTS_FOR_MANY, TILE_ROWS, by_shorts
 
 MIN_ROWS = (8, 13, 8)
 """By form: fewer rows than this are quicker without tiles, for expanding a panel costs as much as some rows without."""
 MIN_REST = 3
 """Once a panel is expanded, tiles are quicker for so many rows left over."""
-MIN_WHOLE_ROWS = 8
-"""Fewer rows are quicker block by block than over whole integers of 16 bits."""
 
 
 def scratch_bytes(num_inputs: int) -> int:
@@ -54,7 +52,7 @@ def multiply_panel_by_shorts(
     """`matmul.multiply_panel` by pairs of 16 bits; the rows' buffers are padded to 16 rows."""
     if form == Q8_0:
         shorts.multiply_few(isa, 1, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
-    elif last - first < MIN_WHOLE_ROWS:
+    elif last - first < MANY_ROWS:
         if form == FACTORED:
             shorts.multiply_few(isa, 0, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
         else:
@@ -73,10 +71,13 @@ def multiply_panel_by_shorts(
 
 
 def multiply(
-    isa: Isa, form: int, first: int, last: int, panel: int, num_blocks: int, x: int, sums: int, scales: int, out: int,
-    out_stride: int, add: int, scratch: int,
+    isa: Isa, num_rows: int, form: int, first: int, last: int, panel: int, num_blocks: int, x: int, sums: int,
+    scales: int, out: int, out_stride: int, add: int, scratch: int,
 ) -> None:  # fmt: skip
-    """`matmul.multiply_panel` the quickest way the path has, with the tiles configured as `config_of(form)`."""
+    """`matmul.multiply_panel` the quickest way the path has, with the tiles configured as `config_of(form)`.
+
+    `num_rows`: of all rows that were quantised together, of which these are some.
+    """
     raise NotImplementedError
 
 
@@ -84,6 +85,7 @@ def multiply(
 @overload(multiply)
 def _multiply(
     isa: Any,
+    num_rows: Any,
     form: Any,
     first: Any,
     last: Any,
@@ -99,6 +101,7 @@ def _multiply(
 ) -> Any:
     def plainly(
         isa: Any,
+        num_rows: Any,
         form: Any,
         first: Any,
         last: Any,
@@ -116,6 +119,7 @@ def _multiply(
 
     def by_tiles(
         isa: Any,
+        num_rows: Any,
         form: Any,
         first: Any,
         last: Any,
@@ -140,8 +144,32 @@ def _multiply(
         if last > middle:
             multiply_panel(isa, form, middle, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
 
-    def by_shorts(
+    def by_pairs(
         isa: Any,
+        num_rows: Any,
+        form: Any,
+        first: Any,
+        last: Any,
+        panel: Any,
+        num_blocks: Any,
+        x: Any,
+        sums: Any,
+        scales: Any,
+        out: Any,
+        out_stride: Any,
+        add: Any,
+        scratch: Any,
+    ) -> None:
+        if by_shorts(isa, num_rows):
+            multiply_panel_by_shorts(
+                isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
+            )
+        else:
+            multiply_panel(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
+
+    def by_pairs_alone(
+        isa: Any,
+        num_rows: Any,
         form: Any,
         first: Any,
         last: Any,
@@ -160,5 +188,7 @@ def _multiply(
         )
 
     if isa.tag in SHORTS:
-        return by_shorts
+        return by_pairs_alone
+    if isa.tag in SHORTS_FOR_MANY:
+        return by_pairs
     return by_tiles if isa.tag == "amx" else plainly

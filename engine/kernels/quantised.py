@@ -3,7 +3,7 @@
 Tiles of 16 rows, one step of 64 inputs after another; in a step, 128 bytes a row. Two forms, by what a path multiplies:
 
 - limbs, x = 32 · h + l, |h| < 64: of a step all h [64 bytes], then all l: dot products of four bytes, and AMX tiles;
-- shorts, 16 bits each (the paths of SHORTS): of each group of 4 inputs the pairs (x0, x2) and (x1, x3), as the even
+- shorts, 16 bits each (see `by_shorts`): of each group of 4 inputs the pairs (x0, x2) and (x1, x3), as the even
   and the odd bytes of packed weights come.
 
 Sums of a row over a block: a word, (2 · Σ h, Σ l) as a pair of 16 bits with limbs and Σ x with shorts; then Σ x as a
@@ -21,8 +21,10 @@ from engine.kernels.jit import inline, intrinsic, overload, types
 from engine.kernels.simd import I16, I64, LANES
 
 Builder = Any
-SHORTS = ("avx2",)
-"""Tags of the paths whose rows are shorts."""
+SHORTS, SHORTS_FOR_MANY = ("avx2",), ("vnni",)
+"""Tags of the paths whose rows are shorts always, and where many rows go together."""
+MANY_ROWS = 8
+"""So many are quicker over a panel made whole integers of 16 bits than block by block."""
 TILE_ROWS = 16
 LIMB_BYTES = 64
 ROW_STEP_BYTES = 2 * LIMB_BYTES
@@ -94,18 +96,32 @@ def _write_shorts(first: Any, second: Any, step: int, block: int, sums: int) -> 
     simd.write_f32(sums + SUM_FLOAT, np.float32(total))
 
 
-def write_block(isa: Isa, first: Any, second: Any, step: int, block: int, sums: int) -> None:
+@inline
+def write_block(as_shorts: bool, first: Any, second: Any, step: int, block: int, sums: int) -> None:
     """Block `block` of a row: 2 · 16 integers into its step at `step`, their sums to `sums`."""
+    if as_shorts:
+        _write_shorts(first, second, step, block, sums)
+    else:
+        _write_limbs(first, second, step, block, sums)
+
+
+def by_shorts(isa: Isa, num_rows: int) -> bool:
+    """Whether `num_rows` rows that are multiplied together are shorts."""
     raise NotImplementedError
 
 
 # Numba wants the implementation's parameters annotated as the overload's are.
-@overload(write_block)
-def _write_block(isa: Any, first: Any, second: Any, step: Any, block: Any, sums: Any) -> Any:
-    def limbs(isa: Any, first: Any, second: Any, step: Any, block: Any, sums: Any) -> None:
-        _write_limbs(first, second, step, block, sums)
+@overload(by_shorts)
+def _by_shorts(isa: Any, num_rows: Any) -> Any:
+    def always(isa: Any, num_rows: Any) -> bool:
+        return True
 
-    def shorts(isa: Any, first: Any, second: Any, step: Any, block: Any, sums: Any) -> None:
-        _write_shorts(first, second, step, block, sums)
+    def when_many(isa: Any, num_rows: Any) -> bool:
+        return bool(num_rows >= MANY_ROWS)
 
-    return shorts if isa.tag in SHORTS else limbs
+    def never(isa: Any, num_rows: Any) -> bool:
+        return False
+
+    if isa.tag in SHORTS:
+        return always
+    return when_many if isa.tag in SHORTS_FOR_MANY else never

@@ -9,7 +9,7 @@ from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import jit
 from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
-from engine.kernels.quantised import STEP_BYTES, TILE_SUMS_BYTES, write_block
+from engine.kernels.quantised import STEP_BYTES, TILE_SUMS_BYTES, by_shorts, write_block
 from engine.weights.quantise import MAX_ACTIVATION
 
 MAX_QUANTUM = np.float32(MAX_ACTIVATION)
@@ -18,10 +18,13 @@ ZERO = np.float32(0.0)
 
 
 @jit
-def quantise_row(isa: Isa, source: int, length: int, quantised: int, sums: int, scale: int) -> None:
-    """Row of floats to 12-bit integers, their sums per block of 32 and one scale, laid as `quantised.py` says.
+def quantise_row(
+    isa: Isa, num_rows: int, source: int, length: int, quantised: int, sums: int, scale: int
+) -> None:
+    """One of `num_rows` rows of floats to 12-bit integers, their sums per block of 32 and one scale.
 
-    The row's steps of 64 inputs lie `STEP_BYTES` apart at `quantised`, its sums `TILE_SUMS_BYTES` apart at `sums`.
+    They lie as `quantised.py` says: the row's steps of 64 inputs `STEP_BYTES` apart at `quantised`, its sums
+    `TILE_SUMS_BYTES` apart at `sums`.
     """
     top = simd.splat_f32(ZERO)
     for at in range(0, length * 4, 64):
@@ -36,12 +39,12 @@ def quantise_row(isa: Isa, source: int, length: int, quantised: int, sums: int, 
         nothing, last = simd.splat_i32(0), quantised + length // 64 * STEP_BYTES
         simd.store_i32(last, nothing)
         simd.store_i32(last + 64, nothing)
-    factor = simd.splat_f32(inverse)
+    factor, as_shorts = simd.splat_f32(inverse), by_shorts(isa, num_rows)
     for block in range(length // 32):
         first = simd.nearest(simd.load_f32(source + block * 128) * factor)
         second = simd.nearest(simd.load_f32(source + block * 128 + 64) * factor)
         step, here = quantised + block // 2 * STEP_BYTES, sums + block * TILE_SUMS_BYTES
-        write_block(isa, first, second, step, block, here)
+        write_block(as_shorts, first, second, step, block, here)
 
 
 @jit

@@ -11,11 +11,12 @@ from llvmlite import ir
 
 from engine.kernels import simd
 from engine.kernels.isa import Isa, IsaType
-from engine.kernels.jit import cgutils, inline, intrinsic, types
+from engine.kernels.jit import cgutils, inline, intrinsic, overload, types
 from engine.kernels.matmul import PAIRS, fetch_ahead, scale_and_store
 from engine.kernels.packing import BLOCK_BYTES, CHANNEL, FACTORED, Q8_0, SCALE_BYTES
 from engine.kernels.quantised import (
     ROW_STEP_BYTES,
+    SHORTS,
     STEP_BYTES,
     SUM_BYTES,
     SUM_FLOAT,
@@ -211,6 +212,23 @@ def _finish(
     return types.none(*[types.int64] * 5), codegen
 
 
+def group_rows(isa: Isa) -> int:
+    """Rows whose sums stay in registers together, 4 or 8: AVX2 has 16 registers, of which each takes two; AVX-512 has
+    32, of which each takes one."""
+    raise NotImplementedError
+
+
+@overload(group_rows)
+def _group_rows(isa: Any) -> Any:
+    def four(isa: Any) -> int:
+        return 4
+
+    def eight(isa: Any) -> int:
+        return 8
+
+    return four if isa.tag in SHORTS else eight
+
+
 @inline
 def multiply_few(
     isa: Isa, form: int, first: int, last: int, panel: int, num_blocks: int, x: int, sums: int, scales: int, out: int,
@@ -252,11 +270,16 @@ def multiply_whole(
         while row < last:
             at, partial = x + tile_place(row, num_blocks) + begin * STEP_BYTES, scratch + (row - first) * 64
             # The rows' buffers are padded to whole tiles: what comes of the rest is not stored.
-            if begin == 0:
+            if group_rows(isa) == 8:
+                if begin == 0:
+                    _multiply_steps(isa, 8, 0, weights, count, at, partial)
+                else:
+                    _multiply_steps(isa, 8, 1, weights, count, at, partial)
+            elif begin == 0:
                 _multiply_steps(isa, 4, 0, weights, count, at, partial)
             else:
                 _multiply_steps(isa, 4, 1, weights, count, at, partial)
-            row += 4
+            row += group_rows(isa)
     row_scale = panel + num_blocks * (BLOCK_BYTES[form] + SCALE_BYTES[form])
     for row in range(first, last):
         _finish(scratch + (row - first) * 64, row_scale, scales + row * 4, out + row * out_stride, add)

@@ -136,10 +136,11 @@ def num_chunks(plan: int, index: int) -> Any:
 
 
 @inline
-def _quantise(isa: Isa, plan: int, row: int, source: int, length: int) -> None:
+def _quantise(isa: Isa, plan: int, num_rows: int, row: int, source: int, length: int) -> None:
     num_blocks = length // 32
     rows.quantise_row(
         isa,
+        num_rows,
         source,
         length,
         _word(plan, QUANTISED) + tile_place(row, num_blocks),
@@ -149,12 +150,12 @@ def _quantise(isa: Isa, plan: int, row: int, source: int, length: int) -> None:
 
 
 @inline
-def _norm_and_quantise(isa: Isa, plan: int, source_row: int, row: int, weight: int) -> None:
+def _norm_and_quantise(isa: Isa, plan: int, num_rows: int, source_row: int, row: int, weight: int) -> None:
     hidden = _word(plan, HIDDEN)
     normed = _word(plan, NORMED) + row * hidden * 4
     source = _word(plan, HIDDEN_ROWS) + source_row * hidden * 4
     rows.norm_row(source, weight, hidden, simd.read_f32(plan + PLAN_WORDS * 8), normed)
-    _quantise(isa, plan, row, normed, hidden)
+    _quantise(isa, plan, num_rows, row, normed, hidden)
 
 
 @inline
@@ -240,7 +241,7 @@ def multiply_chunk(
         if unit == 2:
             side, stride = scratch + panel % 2 * MATRIX_ROWS * 64 - first * 64, 64
         products.multiply(
-            isa, form, first, last, weights, num_blocks, x, sums, scales, side, stride, add, spare
+            isa, num_rows, form, first, last, weights, num_blocks, x, sums, scales, side, stride, add, spare
         )
         if unit == 2 and panel % 2 == 1:
             target = out + first * out_stride + panel // 2 * 64
@@ -263,7 +264,7 @@ def run_chunk(isa: Isa, plan: int, index: int, chunk: int, scratch: int) -> None
             per_chunk = _rows_per_chunk(plan, wanted)
             for row in range(chunk * per_chunk, min((chunk + 1) * per_chunk, wanted)):
                 source = simd.read_i32(_word(plan, LOGIT_ROWS) + row * 4)
-                _norm_and_quantise(isa, plan, source, row, _word(plan, OUTPUT_NORM))
+                _norm_and_quantise(isa, plan, wanted, source, row, _word(plan, OUTPUT_NORM))
         else:
             head = _word(plan, HEAD)
             multiply_chunk(
@@ -289,17 +290,17 @@ def run_chunk(isa: Isa, plan: int, index: int, chunk: int, scratch: int) -> None
                 if layer == 0:
                     token = simd.read_i32(_word(plan, TOKENS) + row * 4)
                     rows.embed(_word(plan, EMBEDDING), token, _word(plan, HIDDEN_ROWS) + row * hidden * 4)
-                _norm_and_quantise(isa, plan, row, row, _word(record, ATTENTION_NORM))
+                _norm_and_quantise(isa, plan, num_rows, row, row, _word(record, ATTENTION_NORM))
             elif phase == ROTATE:
                 _rotate_row(plan, layer, row)
             elif phase == QUANTISE_MIXED:
                 width = _word(plan, HEADS) * _word(plan, HEAD_DIM)
-                _quantise(isa, plan, row, _word(plan, MIXED) + row * width * 4, width)
+                _quantise(isa, plan, num_rows, row, _word(plan, MIXED) + row * width * 4, width)
             elif phase == NORM_GATE_UP:
-                _norm_and_quantise(isa, plan, row, row, _word(record, FEED_FORWARD_NORM))
+                _norm_and_quantise(isa, plan, num_rows, row, row, _word(record, FEED_FORWARD_NORM))
             else:
                 width = _word(plan, INTERMEDIATE)
-                _quantise(isa, plan, row, _word(plan, GATED) + row * width * 4, width)
+                _quantise(isa, plan, num_rows, row, _word(plan, GATED) + row * width * 4, width)
 
 
 @inline
