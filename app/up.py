@@ -130,7 +130,10 @@ class _Service:
     async def serve(self) -> None:
         began = time.monotonic()
         stop = _stop_on_signals()
-        launcher = LocalLauncher(on_event=lambda line: self._out.print(line, style="yellow"))
+        launcher = LocalLauncher(
+            on_event=lambda line: self._out.print(line, style="yellow"),
+            on_restart=lambda: self._folder.write_service(self._urls(), launcher.pids()),
+        )
         try:
             for spec in self._specs():
                 launcher.start(spec)

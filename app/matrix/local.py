@@ -57,10 +57,14 @@ class ProcessFailedError(Exception):
 
 
 class LocalLauncher:
-    """Keeps a set of processes alive. `on_event` gets one line for the terminal per restart."""
+    """Keeps a set of processes alive. `on_event` gets one line for the terminal per restart; `on_restart` is called
+    when a process has another id than before."""
 
-    def __init__(self, on_event: Callable[[str], None]) -> None:
+    def __init__(
+        self, on_event: Callable[[str], None], on_restart: Callable[[], None] = lambda: None
+    ) -> None:
         self._on_event = on_event
+        self._on_restart = on_restart
         self._children: dict[str, _Child] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -117,7 +121,7 @@ class LocalLauncher:
                 child.process.kill()
 
     async def _keep_alive(self, child: _Child) -> None:
-        spec = child.spec
+        spec, is_restart = child.spec, False
         while not child.stopping.is_set():
             began = time.monotonic()
             with spec.log_path.open("ab") as log:
@@ -130,6 +134,9 @@ class LocalLauncher:
                     start_new_session=True,
                     pass_fds=spec.pass_fds,
                 )
+            if is_restart:
+                self._on_restart()
+            is_restart = True
             code = await child.process.wait()
             if child.stopping.is_set():
                 return

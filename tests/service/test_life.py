@@ -87,6 +87,8 @@ def test_a_killed_gateway_comes_back_behind_the_same_port(tmp_path: Path) -> Non
                 assert time.monotonic() < deadline
                 time.sleep(int(answer.headers["retry-after-ms"]) / 1000)
         assert answer.json()["choices"][0]["text"] == before
+        assert psutil.Process(service.pid_of("gateway")).is_running()
+        assert service.pid_of("gateway") != killed.pid, "service.json names the process that is there"
 
 
 async def test_sigterm_under_load_loses_no_reply(tmp_path: Path) -> None:

@@ -36,13 +36,15 @@ def ups(tmp_path: Path) -> int:
 
 async def test_a_killed_process_comes_back_and_stop_ends_it(tmp_path: Path) -> None:
     events: list[str] = []
-    launcher = LocalLauncher(events.append)
+    noted: list[int] = []
+    launcher = LocalLauncher(events.append, on_restart=lambda: noted.append(launcher.pids()["p"]))
     launcher.start(spec(tmp_path, SLEEPER))
     await until(lambda: ups(tmp_path) == 1)
     first = launcher.pids()["p"]
     os.kill(first, 9)
     await until(lambda: ups(tmp_path) == 2)
     assert launcher.pids()["p"] != first
+    assert noted == [launcher.pids()["p"]]
     assert "SIGKILL" in events[0]
     await launcher.stop_all()
     assert launcher.pids() == {}
