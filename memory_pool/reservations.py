@@ -23,6 +23,8 @@ Counter = Literal["window", "leases", "budget"]
 WORDS = "cm:q:words"
 """A hash, as everything here: who may not GET cannot read a block's value either (`acl.py`)."""
 
+SETTLED = ":settled:"
+"""In the key that marks a reservation as settled."""
 SLOTS = 60
 _KEEP_MS = 6 * 3600 * 1000
 """How long a budget's counter lives after its last use; it is then seeded again from the books."""
@@ -225,7 +227,8 @@ def outstanding(connection: Connection, prefix: str) -> Outstanding:
     """The counters whose keys begin with `prefix`, for an audit. Raises StoreError when Redis cannot be reached."""
     leases, holds, windows, spent = 0, 0, dict[str, int](), dict[str, int]()
     for key in connection.scan(f"{prefix}*"):
-        if key.decode() == WORDS:
+        # Words, and the marks of settled reservations, are hashes, too, but count nothing.
+        if key.decode() == WORDS or SETTLED in key.decode():
             continue
         kind = connection.call("TYPE", key)
         if kind == b"zset":
@@ -289,7 +292,7 @@ class AsyncReservations:
             for charge, amount in zip(reservation.charges, used, strict=True):
                 words += [charge.counter, charge.amount, amount]
             keys = [
-                f"cm:q:{{{tag}}}:settled:{reservation.id}",
+                f"cm:q:{{{tag}}}{SETTLED}{reservation.id}",
                 *(charge.key for charge in reservation.charges),
             ]
             commands.append(("EVAL", _SETTLE, len(keys), *keys, *words))

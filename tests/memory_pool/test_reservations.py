@@ -1,14 +1,15 @@
 """Counters that many processes charge at once: never overrun, settled to what was used, nothing kept by the dead."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator
 
 import pytest
 
-from memory_pool.connection import AsyncConnection
+from memory_pool.connection import AsyncConnection, Connection
 from memory_pool.redis_server import RedisServer
-from memory_pool.reservations import AsyncReservations, Charge, Refused, Reservation
+from memory_pool.reservations import AsyncReservations, Charge, Refused, Reservation, outstanding
 
 _ids = itertools.count()
 
@@ -161,3 +162,17 @@ async def test_nothing_is_left_behind(own_redis: RedisServer) -> None:
     assert all([await connection.call("PTTL", key) > 0 for key in left])
     await connection.close()
     await counters.close()
+
+
+async def test_the_audit_counts_charges_and_nothing_else(
+    counters: AsyncReservations, own_redis: RedisServer
+) -> None:
+    """Words, and the marks of settled reservations, are hashes beside the counters."""
+    await counters.leave_word("changed", b"1")
+    settled = await made(counters, tokens(900))
+    await made(counters, [*tokens(40), Charge("cm:q:{t}:concurrent", "leases", 1, 2)])
+    await counters.settle([(settled, [100])])
+    with contextlib.closing(Connection(own_redis.url)) as connection:
+        found = outstanding(connection, "cm:q:")
+    # 900 reserved of which 100 were used, and 40 under way.
+    assert (found.windows, found.leases, found.budget_holds) == ({"cm:q:{t}:tokens": 140}, 1, 0)
