@@ -168,7 +168,7 @@ async def test_the_audit_counts_charges_and_nothing_else(
     counters: AsyncReservations, own_redis: RedisServer
 ) -> None:
     """Words, and the marks of settled reservations, are hashes beside the counters."""
-    await counters.leave_word("changed", b"1")
+    await counters.leave_word("changed", "1")
     settled = await made(counters, tokens(900))
     await made(counters, [*tokens(40), Charge("cm:q:{t}:concurrent", "leases", 1, 2)])
     await counters.settle([(settled, [100])])
