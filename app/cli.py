@@ -123,7 +123,7 @@ def up(
     drain_s: Annotated[
         float,
         typer.Option(min=0, envvar=_env("DRAIN_S"), help="How long answers may go on once told to stop."),
-    ] = 60.0,
+    ] = 30.0,
     otel: Annotated[
         str,
         typer.Option(

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
 
     keep_alive_s: float = Field(default=10.0, gt=0)
     """Longest silence on a stream before a comment line is sent."""
-    drain_s: float = Field(default=60.0, ge=0)
+    drain_s: float = Field(default=30.0, ge=0)
     """How long requests that were taken in may go on after SIGTERM or Ctrl-C."""
     failover_s: float = Field(default=20.0, ge=0)
     """How long a request whose worker was lost waits for another one before it fails."""

@@ -65,7 +65,7 @@ class UpOptions:
     pool_disk_bytes: int | None = None
     """Capacity of the pool's disk tier; 0: none; None: as much as the disk can spare, at most 8 GiB."""
     autoscale: bool = False
-    drain_s: float = 60.0
+    drain_s: float = 30.0
     """How long requests that were taken in may go on once the service is told to stop."""
     gateways: int = 1
     """Processes behind the one gateway port."""

@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import psutil
 
+STOP_TIMEOUT_S = 100.0
+"""Covers the gateway's time to finish, then the workers', on a busy machine."""
 START_TIMEOUT_S = 240.0
 """Covers a first start, which fetches the model and compiles the kernels."""
 
@@ -89,7 +91,8 @@ def running(data_dir: Path, *args: str) -> Iterator[Service]:
         if service.process.poll() is None:
             service.process.send_signal(signal.SIGINT)
             try:
-                service.process.wait(timeout=40)
+                service.process.wait(timeout=STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 service.process.kill()
+                service.process.wait()
                 raise

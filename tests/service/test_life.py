@@ -94,7 +94,7 @@ def test_a_killed_gateway_comes_back_behind_the_same_port(tmp_path: Path) -> Non
 async def test_sigterm_under_load_loses_no_reply(tmp_path: Path) -> None:
     """Streams that are decoding and requests still waiting for their prefill are answered to the end."""
     body = {"model": "smollm2-135m", "max_tokens": 96, "temperature": 0, "ignore_eos": True}
-    # As long as it takes: a busy machine's minute may be too short for two dozen answers.
+    # As long as it takes: a busy machine's half minute is too short for two dozen answers.
     with running(tmp_path / "data", "--no-console", "--drain-s", "200") as service:
         limits = httpx.Limits(max_connections=64)
         async with httpx.AsyncClient(
