@@ -10,7 +10,7 @@ from typing import Any
 from engine.kernels import attention_dots, attention_shorts, attention_tiles, simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import overload
-from engine.kernels.quantised import SHORTS, store_shorts
+from engine.kernels.quantised import BY_OCTETS, store_shorts
 
 
 def spare_bytes(head_dim: int) -> int:
@@ -64,7 +64,7 @@ def _lead_bytes(isa: Any) -> Any:
     def two(isa: Any) -> int:
         return 2
 
-    return two if isa.tag in SHORTS else one
+    return two if isa.tag in BY_OCTETS else one
 
 
 @overload(store_lead)
@@ -75,7 +75,7 @@ def _store_lead(isa: Any, lead: Any, index: Any, integers: Any, high: Any) -> An
     def shorts(isa: Any, lead: Any, index: Any, integers: Any, high: Any) -> None:
         store_shorts(lead + 2 * index, integers)
 
-    return shorts if isa.tag in SHORTS else limbs
+    return shorts if isa.tag in BY_OCTETS else limbs
 
 
 @overload(ready)
@@ -107,7 +107,7 @@ def _ready(
         attention_tiles.gather(first_values, second_values, head_dim, spare)
         return True
 
-    if isa.tag in SHORTS:
+    if isa.tag in BY_OCTETS:
         return by_shorts
     return by_tiles if isa.tag == "amx" else by_dots
 
@@ -142,7 +142,7 @@ def _score(
     ) -> None:  # fmt: skip
         attention_shorts.score(isa, begin, end, lead, low, head_dim, first, second, num_tokens, scores, spare)
 
-    if isa.tag in SHORTS:
+    if isa.tag in BY_OCTETS:
         return by_shorts
     return by_either if isa.tag == "amx" else by_dots
 
@@ -181,6 +181,6 @@ def _mix(
             isa, begin, end, lead, low, head_dim, first, second, num_tokens, shrinks, units, mixed, spare
         )
 
-    if isa.tag in SHORTS:
+    if isa.tag in BY_OCTETS:
         return by_shorts
     return by_either if isa.tag == "amx" else by_dots

@@ -13,7 +13,8 @@ from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.kv import BLOCK_TOKENS, LIMB_BITS, limb_bytes
 from engine.kernels.matmul import PAIRS
-from engine.kernels.simd import F32, F32_LANES, I8, I16, I32, I32_LANES, I64, LANES
+from engine.kernels.octets import bytes_products
+from engine.kernels.simd import F32, F32_LANES, I16, I32, I32_LANES, I64, LANES
 
 Builder = Any
 SHORT_LANES = ir.VectorType(I16, 2 * LANES)
@@ -55,18 +56,6 @@ def _make_whole(context: Any, signed: Any, high: Any, low: Any, count: Any, targ
     return types.none(signed, *[types.int64] * 5), codegen
 
 
-def _bytes_products(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
-    """acc + products of 64 bytes each, two to a lane of 16 bits, which must hold their sums."""
-    parts, bytes64 = [], ir.VectorType(I8, 4 * LANES)
-    args = [builder.bitcast(value, bytes64) for value in (unsigned, signed)]
-    for start in (0, 32):
-        order = ir.Constant(ir.VectorType(I32, 32), list(range(start, start + 32)))
-        halves = [builder.shuffle_vector(value, value, order) for value in args]
-        parts.append(simd.call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(I16, 16), halves))
-    whole = ir.Constant(ir.VectorType(I32, 32), list(range(32)))
-    return builder.add(acc, builder.shuffle_vector(*parts, whole))
-
-
 def _word(builder: Builder, address: Any) -> Any:
     return simd.splat(builder, simd.load(builder, address, I32, 4), I32_LANES)
 
@@ -90,7 +79,7 @@ class _Sums:
         for r, low in enumerate(self._lows):
             row = _word(b, b.add(rows, b.mul(stride, ir.Constant(I64, r))))
             operands = (column, row) if rows_signed else (row, column)
-            b.store(_bytes_products(b, b.load(low), *operands), low)
+            b.store(b.add(b.load(low), bytes_products(b, *operands)), low)
 
     def turn(self) -> None:
         """All low limbs are in: their sums are taken off what follows."""

@@ -19,6 +19,7 @@ from engine.kernels.jit import cgutils, inline, intrinsic, jit, types
 from engine.kernels.packing import BLOCK_BYTES, CHANNEL, FACTORED, Q8_0, SCALE_BYTES
 from engine.kernels.quantised import (
     LIMB_BYTES,
+    LIMBS,
     ROW_STEP_BYTES,
     SUM_BYTES,
     SUM_FLOAT,
@@ -214,7 +215,7 @@ def _rows_by_panel(
                 b, code, b.add(scale_base, b.mul(loop.index, ir.Constant(I64, SCALE_BYTES[code])))
             )
             fetch_ahead(b, code, panel_, loop.index)
-            rows_at = block_of_rows(b, x_, loop.index, 32)
+            rows_at = block_of_rows(b, LIMBS, x_, loop.index)
             sums_at = b.add(sums_, b.mul(loop.index, ir.Constant(I64, TILE_SUMS_BYTES)))
             for r in range(count):
                 at = simd.offset(b, sums_at, SUM_BYTES * r)

@@ -14,7 +14,7 @@ from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, intrinsic, jit, types
 from engine.kernels.matmul import DOT_SMALL, PAIRS
 from engine.kernels.packing import BLOCK, LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
-from engine.kernels.quantised import ROW_STEP_BYTES, SHORTS, STEP_BYTES, SUM_BYTES, TILE_ROWS
+from engine.kernels.quantised import BY_OCTETS, SUM_BYTES, TILE_ROWS
 from engine.kernels.simd import I32, I32_LANES, I64, splat
 from engine.weights.tensor import Tensor
 
@@ -46,7 +46,7 @@ def _dots(context: Any, isa: Any, rounds: Any) -> Any:
 
 
 def _dot_of(tag: str) -> Any:
-    return PAIRS[tag] if tag in SHORTS else DOT_SMALL[tag]
+    return PAIRS[tag] if tag in BY_OCTETS else DOT_SMALL[tag]
 
 
 def _chains_of(tag: str) -> int:
@@ -99,16 +99,10 @@ class Product:
         self._configs.reshape(-1, 64)[:] = amx.tile_configs()
         x = np.ascontiguousarray(x, np.float32)
         for row in range(num_rows):
-            tile, lane = divmod(row, TILE_ROWS)
             rows.quantise_row(
-                isa,
-                num_rows,
-                x[row].ctypes.data,
-                matrix.num_inputs,
-                self._quantised.ctypes.data + tile * steps * STEP_BYTES + lane * ROW_STEP_BYTES,
-                self._sums.ctypes.data + (tile * matrix.num_blocks * TILE_ROWS + lane) * SUM_BYTES,
-                self._scales.ctypes.data + row * 4,
-            )
+                isa, matrix.form, num_rows, row, x[row].ctypes.data, matrix.num_inputs, self._quantised.ctypes.data,
+                self._sums.ctypes.data, self._scales.ctypes.data,
+            )  # fmt: skip
 
     def run(self) -> NDArray[np.float32]:
         """The product, float32[rows, outputs]; a reused buffer."""
@@ -146,7 +140,7 @@ def dot_peak_ops_per_s(isa: Isa) -> float | None:
     """
     if isa.name == "portable":
         return None
-    ops = 2 * (2 if isa.name in SHORTS else 4) * LANES * _chains_of(isa.name)
+    ops = 2 * (2 if isa.name in BY_OCTETS else 4) * LANES * _chains_of(isa.name)
     return PEAK_ROUNDS * ops / _best_s(lambda: _dot_rounds(isa, PEAK_ROUNDS))
 
 

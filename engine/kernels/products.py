@@ -1,13 +1,13 @@
-"""Matrix products the quickest way a path has: AMX tiles, pairs of 16-bit integers, or dot products of four bytes."""
+"""Matrix products the quickest way a path has: AMX tiles, dot products of four bytes, pairs of bytes or of shorts."""
 
 from typing import Any
 
-from engine.kernels import amx, shorts, tiles_blocks, tiles_whole
+from engine.kernels import amx, octets, shorts, tiles_blocks, tiles_whole
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, jit, overload
 from engine.kernels.matmul import multiply_panel
 from engine.kernels.packing import FACTORED, Q8_0
-from engine.kernels.quantised import MANY_ROWS, SHORTS, SHORTS_FOR_MANY, TILE_ROWS, by_shorts
+from engine.kernels.quantised import BY_OCTETS, BY_SHORTS, MANY_ROWS, SHORTS, TILE_ROWS, layout_of
 
 MIN_ROWS = (8, 13, 8)
 """By form: fewer rows than this are quicker without tiles, for expanding a panel costs as much as some rows without."""
@@ -18,7 +18,7 @@ MIN_REST = 3
 def scratch_bytes(num_inputs: int) -> int:
     """Working memory of `multiply` for one thread."""
     by_tiles = max(tiles_whole.scratch_bytes(num_inputs), tiles_blocks.scratch_bytes(num_inputs))
-    return max(by_tiles, shorts.scratch_bytes(num_inputs))
+    return max(by_tiles, shorts.scratch_bytes(num_inputs), octets.scratch_bytes(num_inputs))
 
 
 @inline
@@ -68,6 +68,17 @@ def multiply_panel_by_shorts(
                 shorts.multiply_whole(
                     isa, 2, begin, stop, panel, num_blocks, x, scales, out, out_stride, add, scratch
                 )
+
+
+@jit
+def multiply_panel_by_octets(
+    first: int, last: int, panel: int, num_blocks: int, x: int, sums: int, scales: int, out: int, out_stride: int,
+    add: int, scratch: int,
+) -> None:  # fmt: skip
+    """`matmul.multiply_panel` of 4-bit weights by pairs of bytes; the rows' buffers are padded to 16 rows."""
+    for begin in range(first, last, shorts.MAX_ROWS):
+        stop = min(last, begin + shorts.MAX_ROWS)
+        octets.multiply(begin, stop, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch)
 
 
 def multiply(
@@ -144,7 +155,7 @@ def _multiply(
         if last > middle:
             multiply_panel(isa, form, middle, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
 
-    def by_pairs(
+    def by_shorts_or_dots(
         isa: Any,
         num_rows: Any,
         form: Any,
@@ -160,14 +171,14 @@ def _multiply(
         add: Any,
         scratch: Any,
     ) -> None:
-        if by_shorts(isa, num_rows):
+        if layout_of(isa, form, num_rows) == SHORTS:
             multiply_panel_by_shorts(
                 isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
             )
         else:
             multiply_panel(isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add)
 
-    def by_pairs_alone(
+    def by_octets_or_shorts(
         isa: Any,
         num_rows: Any,
         form: Any,
@@ -183,12 +194,17 @@ def _multiply(
         add: Any,
         scratch: Any,
     ) -> None:
-        multiply_panel_by_shorts(
-            isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
-        )
+        if layout_of(isa, form, num_rows) == SHORTS:
+            multiply_panel_by_shorts(
+                isa, form, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
+            )
+        else:
+            multiply_panel_by_octets(
+                first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
+            )
 
-    if isa.tag in SHORTS:
-        return by_pairs_alone
-    if isa.tag in SHORTS_FOR_MANY:
-        return by_pairs
+    if isa.tag in BY_OCTETS:
+        return by_octets_or_shorts
+    if isa.tag in BY_SHORTS:
+        return by_shorts_or_dots
     return by_tiles if isa.tag == "amx" else plainly

@@ -1,13 +1,18 @@
 """Quantised rows as they lie in memory: 12-bit integers x, their sums per block of 32, one scale a row.
 
-Tiles of 16 rows, one step of 64 inputs after another; in a step, 128 bytes a row. Two forms, by what a path multiplies:
+Tiles of 16 rows, a step of 64 inputs 128 bytes a row. Three layouts, by what multiplies them (see `layout_of`):
 
-- limbs, x = 32 · h + l, |h| < 64: of a step all h [64 bytes], then all l: dot products of four bytes, and AMX tiles;
-- shorts, 16 bits each (see `by_shorts`): of each group of 4 inputs the pairs (x0, x2) and (x1, x3), as the even
-  and the odd bytes of packed weights come.
+- LIMBS, x = 32 · h + l, |h| < 64: step after step, a row's h [64 bytes], then its l: dot products of four bytes, and
+  AMX tiles;
+- SHORTS, 16 bits each: step after step, of each group of 4 inputs the pairs (x0, x2) and (x1, x3), as the even and the
+  odd bytes of packed weights come;
+- OCTETS, 8 bits each: step after step, 64 bytes a row, where an outlier, |x| > 127, is 0; then, laid out alike, the
+  rows' lists of their outliers, 32 bits each: x in the upper 12, below it which line of pairs its input is in (inputs 0
+  and 2 of each group of 4, then 1 and 3), and in the lowest 5 by how much it is shifted to meet its half of a pair.
 
-Sums of a row over a block: a word, (2 · Σ h, Σ l) as a pair of 16 bits with limbs and Σ x with shorts; then Σ x as a
-float.
+Sums of a row over a block, two words: with LIMBS the pair of 16 bits (2 · Σ h, Σ l) and Σ x as a float; with SHORTS Σ x
+as an integer and as a float; with OCTETS Σ x of those that are no outliers, in 16 bits, and the number of outliers of
+this and all blocks before.
 """
 
 from typing import Any
@@ -18,18 +23,26 @@ from llvmlite import ir
 from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, intrinsic, overload, types
+from engine.kernels.packing import FACTORED
 from engine.kernels.simd import I16, I64, LANES
+from engine.weights.quantise import MAX_OCTET
 
 Builder = Any
-SHORTS, SHORTS_FOR_MANY = ("avx2",), ("vnni",)
-"""Tags of the paths whose rows are shorts always, and where many rows go together."""
+LIMBS, SHORTS, OCTETS = range(3)
+BY_OCTETS, BY_SHORTS = ("avx2",), ("vnni",)
+"""Tags of the paths without a dot product of four bytes, and of those for which shorts are quicker with many rows."""
 MANY_ROWS = 8
-"""So many are quicker over a panel made whole integers of 16 bits than block by block."""
+"""So many are quicker over a panel that was unpacked once for all of them."""
 TILE_ROWS = 16
 LIMB_BYTES = 64
 ROW_STEP_BYTES = 2 * LIMB_BYTES
 STEP_BYTES = TILE_ROWS * ROW_STEP_BYTES
-SUM_WORD, SUM_FLOAT = 0, 4
+OCTET_ROW_BYTES = 64
+OCTET_STEP_BYTES = TILE_ROWS * OCTET_ROW_BYTES
+LISTED_PER_STEP = OCTET_ROW_BYTES // 4
+VALUE_SHIFT, LINE_SHIFT = 20, 5
+"""Where in an entry of the list the value and the line begin."""
+SUM_WORD, SUM_FLOAT, NUM_LISTED = 0, 4, 4
 SUM_BYTES = 8
 TILE_SUMS_BYTES = TILE_ROWS * SUM_BYTES
 LIMB_BITS = 5
@@ -37,8 +50,20 @@ LIMB_BITS = 5
 
 @inline
 def tile_place(row: int, num_blocks: int) -> Any:
-    """Byte offset of a row's first block among quantised rows."""
+    """Byte offset of the first block of a row of limbs or shorts among quantised rows."""
     return row // TILE_ROWS * ((num_blocks + 1) // 2) * STEP_BYTES + row % TILE_ROWS * ROW_STEP_BYTES
+
+
+@inline
+def octets_place(row: int, num_blocks: int) -> Any:
+    """Byte offset of a row's first octet among quantised rows."""
+    return row // TILE_ROWS * ((num_blocks + 1) // 2) * STEP_BYTES + row % TILE_ROWS * OCTET_ROW_BYTES
+
+
+@inline
+def list_place(row: int, num_blocks: int) -> Any:
+    """Byte offset of a row's first outlier among quantised rows."""
+    return octets_place(row, num_blocks) + (num_blocks + 1) // 2 * OCTET_STEP_BYTES
 
 
 @inline
@@ -47,10 +72,15 @@ def sums_place(row: int, num_blocks: int) -> Any:
     return row // TILE_ROWS * num_blocks * TILE_SUMS_BYTES + row % TILE_ROWS * SUM_BYTES
 
 
-def block_of_rows(builder: Builder, rows: Any, block: Any, block_bytes: int) -> Any:
-    """Where a block of quantised rows lies in their first row; `block_bytes`: 32 for limbs (the h), 64 for shorts."""
+def block_of_rows(builder: Builder, layout: int, rows: Any, block: Any) -> Any:
+    """Where a block of quantised rows lies (of limbs: the h) in the first of them, which begins at `rows`."""
     one = ir.Constant(I64, 1)
-    step = builder.mul(builder.lshr(block, one), ir.Constant(I64, STEP_BYTES))
+    step_bytes, block_bytes = {
+        LIMBS: (STEP_BYTES, 32),
+        SHORTS: (STEP_BYTES, 64),
+        OCTETS: (OCTET_STEP_BYTES, 32),
+    }[layout]
+    step = builder.mul(builder.lshr(block, one), ir.Constant(I64, step_bytes))
     half = builder.mul(builder.and_(block, one), ir.Constant(I64, block_bytes))
     return builder.add(rows, builder.add(step, half))
 
@@ -69,59 +99,127 @@ def store_shorts(context: Any, address: Any, value: Any) -> Any:
     return types.none(types.int64, simd.i32x16), codegen
 
 
+def _beyond_octet(builder: Builder, value: Any) -> Any:
+    shifted = builder.add(value, ir.Constant(simd.I32_LANES, [MAX_OCTET] * LANES))
+    return builder.icmp_unsigned(">", shifted, ir.Constant(simd.I32_LANES, [2 * MAX_OCTET] * LANES))
+
+
+@intrinsic
+def _outliers_of(context: Any, value: Any) -> Any:
+    """Which lanes are outliers, as bits."""
+    return types.int64(simd.i32x16), lambda _c, b, _s, a: b.zext(b.bitcast(_beyond_octet(b, a[0]), I16), I64)
+
+
+@intrinsic
+def _without_outliers(context: Any, value: Any) -> Any:
+    """The lanes, 0 for an outlier."""
+    zero = ir.Constant(simd.I32_LANES, [0] * LANES)
+    return simd.i32x16(simd.i32x16), lambda _c, b, _s, a: b.select(_beyond_octet(b, a[0]), zero, a[0])
+
+
 @inline
-def _write_limbs(first: Any, second: Any, step: int, block: int, sums: int) -> None:
+def _list_outliers(outliers: int, value: Any, first_input: int, listed: int, target: int) -> Any:
+    """Append the lanes of `value` whose bits are set to the list at `target`, `listed` long; how long it is then."""
+    while outliers:
+        lane = simd.lowest_bit(outliers)
+        outliers &= outliers - 1
+        at = target + listed // LISTED_PER_STEP * OCTET_STEP_BYTES + listed % LISTED_PER_STEP * 4
+        line, half = (first_input + lane) // 4 * 2 + lane % 2, lane // 2 % 2
+        simd.write_i32(at, simd.lane_i32(value, lane) << VALUE_SHIFT | line << LINE_SHIFT | half * 16)
+        listed += 1
+    return listed
+
+
+@inline
+def _write_octets(first: Any, second: Any, row: int, block: int, num_blocks: int, sums: int) -> None:
+    at, here = row + block // 2 * OCTET_STEP_BYTES + block % 2 * 32, sums + block * TILE_SUMS_BYTES
+    kept, kept_second = _without_outliers(first), _without_outliers(second)
+    simd.store_i8(at, kept)
+    simd.store_i8(at + 16, kept_second)
+    simd.write_i32(here + SUM_WORD, simd.total_i32(kept + kept_second) & 0xFFFF)
+    listed, target = 0, row + (num_blocks + 1) // 2 * OCTET_STEP_BYTES
+    if block > 0:
+        listed = simd.read_i32(here - TILE_SUMS_BYTES + NUM_LISTED)
+    listed = _list_outliers(_outliers_of(first), first, block * 32, listed, target)
+    listed = _list_outliers(_outliers_of(second), second, block * 32 + 16, listed, target)
+    simd.write_i32(here + NUM_LISTED, listed)
+
+
+@inline
+def row_place(layout: int, row: int, num_blocks: int) -> Any:
+    """Byte offset of a row's first block among quantised rows."""
+    if layout == OCTETS:
+        return octets_place(row, num_blocks)
+    return tile_place(row, num_blocks)
+
+
+@inline
+def _write_limbs(first: Any, second: Any, row: int, block: int, sums: int) -> None:
     at, half, unit = (
-        step + block % 2 * 32,
+        row + block // 2 * STEP_BYTES + block % 2 * 32,
         simd.splat_i32(1 << (LIMB_BITS - 1)),
         simd.splat_i32(1 << LIMB_BITS),
     )
+    here = sums + block * TILE_SUMS_BYTES
     high, high_second = simd.shift_right(first + half, LIMB_BITS), simd.shift_right(second + half, LIMB_BITS)
     simd.store_i8(at, high)
     simd.store_i8(at + 16, high_second)
     simd.store_i8(at + LIMB_BYTES, first - high * unit)
     simd.store_i8(at + LIMB_BYTES + 16, second - high_second * unit)
     total, total_high = simd.total_i32(first + second), simd.total_i32(high + high_second)
-    simd.write_i32(sums + SUM_WORD, (2 * total_high & 0xFFFF) | ((total - (total_high << LIMB_BITS)) << 16))
-    simd.write_f32(sums + SUM_FLOAT, np.float32(total))
+    simd.write_i32(here + SUM_WORD, (2 * total_high & 0xFFFF) | ((total - (total_high << LIMB_BITS)) << 16))
+    simd.write_f32(here + SUM_FLOAT, np.float32(total))
 
 
 @inline
-def _write_shorts(first: Any, second: Any, step: int, block: int, sums: int) -> None:
-    at = step + block % 2 * 64
+def _write_shorts(first: Any, second: Any, row: int, block: int, sums: int) -> None:
+    at, here = row + block // 2 * STEP_BYTES + block % 2 * 64, sums + block * TILE_SUMS_BYTES
     store_shorts(at, first)
     store_shorts(at + 32, second)
     total = simd.total_i32(first + second)
-    simd.write_i32(sums + SUM_WORD, total)
-    simd.write_f32(sums + SUM_FLOAT, np.float32(total))
+    simd.write_i32(here + SUM_WORD, total)
+    simd.write_f32(here + SUM_FLOAT, np.float32(total))
 
 
 @inline
-def write_block(as_shorts: bool, first: Any, second: Any, step: int, block: int, sums: int) -> None:
-    """Block `block` of a row: 2 · 16 integers into its step at `step`, their sums to `sums`."""
-    if as_shorts:
-        _write_shorts(first, second, step, block, sums)
+def clear_rest(layout: int, row: int, num_blocks: int) -> None:
+    """Before a row's blocks are written: the half of its last step that is no input is zero for who goes by steps."""
+    if num_blocks % 2 and layout != OCTETS:
+        nothing, last = simd.splat_i32(0), row + num_blocks // 2 * STEP_BYTES
+        simd.store_i32(last, nothing)
+        simd.store_i32(last + 64, nothing)
+
+
+@inline
+def write_block(
+    layout: int, first: Any, second: Any, row: int, block: int, num_blocks: int, sums: int
+) -> None:
+    """Block `block` of a row: 2 · 16 integers into the row, which begins at `row`, their sums to its sums at `sums`."""
+    if layout == OCTETS:
+        _write_octets(first, second, row, block, num_blocks, sums)
+    elif layout == SHORTS:
+        _write_shorts(first, second, row, block, sums)
     else:
-        _write_limbs(first, second, step, block, sums)
+        _write_limbs(first, second, row, block, sums)
 
 
-def by_shorts(isa: Isa, num_rows: int) -> bool:
-    """Whether `num_rows` rows that are multiplied together are shorts."""
+def layout_of(isa: Isa, form: int, num_rows: int) -> int:
+    """How `num_rows` rows lie that are multiplied together with weights of `form`."""
     raise NotImplementedError
 
 
 # Numba wants the implementation's parameters annotated as the overload's are.
-@overload(by_shorts)
-def _by_shorts(isa: Any, num_rows: Any) -> Any:
-    def always(isa: Any, num_rows: Any) -> bool:
-        return True
+@overload(layout_of)
+def _layout_of(isa: Any, form: Any, num_rows: Any) -> Any:
+    def without_dots(isa: Any, form: Any, num_rows: Any) -> int:
+        return OCTETS if form == FACTORED else SHORTS
 
-    def when_many(isa: Any, num_rows: Any) -> bool:
-        return bool(num_rows >= MANY_ROWS)
+    def shorts_for_many(isa: Any, form: Any, num_rows: Any) -> int:
+        return SHORTS if num_rows >= MANY_ROWS else LIMBS
 
-    def never(isa: Any, num_rows: Any) -> bool:
-        return False
+    def limbs(isa: Any, form: Any, num_rows: Any) -> int:
+        return LIMBS
 
-    if isa.tag in SHORTS:
-        return always
-    return when_many if isa.tag in SHORTS_FOR_MANY else never
+    if isa.tag in BY_OCTETS:
+        return without_dots
+    return shorts_for_many if isa.tag in BY_SHORTS else limbs

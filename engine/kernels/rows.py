@@ -9,42 +9,50 @@ from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import jit
 from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
-from engine.kernels.quantised import STEP_BYTES, TILE_SUMS_BYTES, by_shorts, write_block
-from engine.weights.quantise import MAX_ACTIVATION
+from engine.kernels.quantised import clear_rest, layout_of, row_place, sums_place, write_block
+from engine.weights.quantise import MAX_ACTIVATION, MAX_OCTET, OUTLIER_MEANS
 
 MAX_QUANTUM = np.float32(MAX_ACTIVATION)
+QUANTA_PER_MEAN = np.float32(MAX_OCTET / OUTLIER_MEANS)
 ONE = np.float32(1.0)
 ZERO = np.float32(0.0)
 
 
 @jit
 def quantise_row(
-    isa: Isa, num_rows: int, source: int, length: int, quantised: int, sums: int, scale: int
+    isa: Isa,
+    form: int,
+    num_rows: int,
+    row: int,
+    source: int,
+    length: int,
+    quantised: int,
+    sums: int,
+    scales: int,
 ) -> None:
-    """One of `num_rows` rows of floats to 12-bit integers, their sums per block of 32 and one scale.
+    """Row `row` of `num_rows`, floats, for weights of `form`: to 12-bit integers, their sums per block of 32 and one
+    scale, among those of all rows at `quantised`, `sums` and `scales`, see `quantised.py`.
 
-    They lie as `quantised.py` says: the row's steps of 64 inputs `STEP_BYTES` apart at `quantised`, its sums
-    `TILE_SUMS_BYTES` apart at `sums`.
+    For 8-bit weights the largest is MAX_ACTIVATION; for those of 4 bits a byte holds all but outliers.
     """
-    top = simd.splat_f32(ZERO)
+    top, size = simd.splat_f32(ZERO), simd.splat_f32(ZERO)
     for at in range(0, length * 4, 64):
-        top = simd.larger(simd.absolute(simd.load_f32(source + at)), top)
-    amplitude = simd.largest(top)
-    inverse = ZERO
-    if amplitude > ZERO:
-        inverse = MAX_QUANTUM / amplitude
-    simd.write_f32(scale, amplitude / MAX_QUANTUM)
-    if length % 64:
-        # Half of the last step is no input.
-        nothing, last = simd.splat_i32(0), quantised + length // 64 * STEP_BYTES
-        simd.store_i32(last, nothing)
-        simd.store_i32(last + 64, nothing)
-    factor, as_shorts = simd.splat_f32(inverse), by_shorts(isa, num_rows)
-    for block in range(length // 32):
+        magnitude = simd.absolute(simd.load_f32(source + at))
+        top, size = simd.larger(magnitude, top), size + magnitude
+    quantum, inverse = simd.largest(top) / MAX_QUANTUM, ZERO
+    if form == FACTORED:
+        quantum = max(quantum, simd.total(size) / (np.float32(length) * QUANTA_PER_MEAN))
+    if quantum > ZERO:
+        inverse = ONE / quantum
+    simd.write_f32(scales + row * 4, quantum)
+    num_blocks, layout = length // 32, layout_of(isa, form, num_rows)
+    own, own_sums = quantised + row_place(layout, row, num_blocks), sums + sums_place(row, num_blocks)
+    factor = simd.splat_f32(inverse)
+    clear_rest(layout, own, num_blocks)
+    for block in range(num_blocks):
         first = simd.nearest(simd.load_f32(source + block * 128) * factor)
         second = simd.nearest(simd.load_f32(source + block * 128 + 64) * factor)
-        step, here = quantised + block // 2 * STEP_BYTES, sums + block * TILE_SUMS_BYTES
-        write_block(as_shorts, first, second, step, block, here)
+        write_block(layout, first, second, own, block, num_blocks, own_sums)
 
 
 @jit

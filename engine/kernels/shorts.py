@@ -15,6 +15,7 @@ from engine.kernels.jit import cgutils, inline, intrinsic, overload, types
 from engine.kernels.matmul import PAIRS, fetch_ahead, scale_and_store
 from engine.kernels.packing import BLOCK_BYTES, CHANNEL, FACTORED, Q8_0, SCALE_BYTES
 from engine.kernels.quantised import (
+    BY_OCTETS,
     ROW_STEP_BYTES,
     SHORTS,
     STEP_BYTES,
@@ -101,7 +102,7 @@ def _few_by_panel(
         scale_base = _place(b, panel_, blocks_, BLOCK_BYTES[code])
         with cgutils.for_range(b, blocks_) as loop:
             fetch_ahead(b, code, panel_, loop.index)
-            rows_at = block_of_rows(b, x_, loop.index, 64)
+            rows_at = block_of_rows(b, SHORTS, x_, loop.index)
             # Integers of 8 bits with one float an output add up over all blocks.
             parts = [b.load(acc) if code == CHANNEL else ir.Constant(I32_LANES, [0] * LANES) for acc in accs]
             for index, weights in _pairs_ir(b, code, _place(b, panel_, loop.index, BLOCK_BYTES[code])):
@@ -137,7 +138,7 @@ def _few_by_panel(
 
 
 @intrinsic
-def _expand(context: Any, form: Any, panel: Any, num_blocks: Any, target: Any) -> Any:
+def expand(context: Any, form: Any, panel: Any, num_blocks: Any, target: Any) -> Any:
     """A panel's whole integers as pairs, EXPANDED_BYTES a block."""
     code = form.literal_value
 
@@ -226,7 +227,7 @@ def _group_rows(isa: Any) -> Any:
     def eight(isa: Any) -> int:
         return 8
 
-    return four if isa.tag in SHORTS else eight
+    return four if isa.tag in BY_OCTETS else eight
 
 
 @inline
@@ -261,7 +262,7 @@ def multiply_whole(
 ) -> None:  # fmt: skip
     """At most MAX_ROWS rows times one panel whose weights are whole integers; `form` is a literal."""
     expanded = scratch + PARTIAL_BYTES
-    _expand(form, panel, num_blocks, expanded)
+    expand(form, panel, num_blocks, expanded)
     steps = (num_blocks + 1) // 2
     for begin in range(0, steps, MAX_STEPS):
         count = min(MAX_STEPS, steps - begin)

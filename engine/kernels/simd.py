@@ -314,6 +314,19 @@ def total_i32(context: Any, x: Any) -> Any:
 
 
 @intrinsic
+def lane_i32(context: Any, x: Any, lane: Any) -> Any:
+    """One lane."""
+    return types.int64(i32x16, types.int64), lambda _c, b, _s, a: b.sext(b.extract_element(a[0], a[1]), I64)
+
+
+@intrinsic
+def lowest_bit(context: Any, bits: Any) -> Any:
+    """Which bit is the lowest that is set; one is."""
+    flag = ir.Constant(ir.IntType(1), 1)
+    return types.int64(types.int64), lambda _c, b, _s, a: call(b, "llvm.cttz.i64", I64, [a[0], flag])
+
+
+@intrinsic
 def nearest(context: Any, x: Any) -> Any:
     """Nearest integer, ties to even; |x| < 2^22."""
 

@@ -12,7 +12,7 @@ from engine.kernels.attention import attend
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, jit
 from engine.kernels.kv import BLOCK_TOKENS, head_bytes, write_key, write_value
-from engine.kernels.quantised import TILE_ROWS, sums_place, tile_place
+from engine.kernels.quantised import TILE_ROWS
 from engine.kernels.team import (
     DONE,
     FIRST,
@@ -136,26 +136,20 @@ def num_chunks(plan: int, index: int) -> Any:
 
 
 @inline
-def _quantise(isa: Isa, plan: int, num_rows: int, row: int, source: int, length: int) -> None:
-    num_blocks = length // 32
-    rows.quantise_row(
-        isa,
-        num_rows,
-        source,
-        length,
-        _word(plan, QUANTISED) + tile_place(row, num_blocks),
-        _word(plan, SUMS) + sums_place(row, num_blocks),
-        _word(plan, SCALES) + row * 4,
-    )
+def _quantise(isa: Isa, plan: int, matrix: int, num_rows: int, row: int, source: int, length: int) -> None:
+    quantised, sums, scales = _word(plan, QUANTISED), _word(plan, SUMS), _word(plan, SCALES)
+    rows.quantise_row(isa, _word(matrix, FORM), num_rows, row, source, length, quantised, sums, scales)
 
 
 @inline
-def _norm_and_quantise(isa: Isa, plan: int, num_rows: int, source_row: int, row: int, weight: int) -> None:
+def _norm_and_quantise(
+    isa: Isa, plan: int, matrix: int, num_rows: int, source_row: int, row: int, weight: int
+) -> None:
     hidden = _word(plan, HIDDEN)
     normed = _word(plan, NORMED) + row * hidden * 4
     source = _word(plan, HIDDEN_ROWS) + source_row * hidden * 4
     rows.norm_row(source, weight, hidden, simd.read_f32(plan + PLAN_WORDS * 8), normed)
-    _quantise(isa, plan, num_rows, row, normed, hidden)
+    _quantise(isa, plan, matrix, num_rows, row, normed, hidden)
 
 
 @inline
@@ -264,7 +258,9 @@ def run_chunk(isa: Isa, plan: int, index: int, chunk: int, scratch: int) -> None
             per_chunk = _rows_per_chunk(plan, wanted)
             for row in range(chunk * per_chunk, min((chunk + 1) * per_chunk, wanted)):
                 source = simd.read_i32(_word(plan, LOGIT_ROWS) + row * 4)
-                _norm_and_quantise(isa, plan, wanted, source, row, _word(plan, OUTPUT_NORM))
+                _norm_and_quantise(
+                    isa, plan, _word(plan, HEAD), wanted, source, row, _word(plan, OUTPUT_NORM)
+                )
         else:
             head = _word(plan, HEAD)
             multiply_chunk(
@@ -290,17 +286,29 @@ def run_chunk(isa: Isa, plan: int, index: int, chunk: int, scratch: int) -> None
                 if layer == 0:
                     token = simd.read_i32(_word(plan, TOKENS) + row * 4)
                     rows.embed(_word(plan, EMBEDDING), token, _word(plan, HIDDEN_ROWS) + row * hidden * 4)
-                _norm_and_quantise(isa, plan, num_rows, row, row, _word(record, ATTENTION_NORM))
+                _norm_and_quantise(
+                    isa, plan, record + LAYER_QKV * 8, num_rows, row, row, _word(record, ATTENTION_NORM)
+                )
             elif phase == ROTATE:
                 _rotate_row(plan, layer, row)
             elif phase == QUANTISE_MIXED:
                 width = _word(plan, HEADS) * _word(plan, HEAD_DIM)
-                _quantise(isa, plan, num_rows, row, _word(plan, MIXED) + row * width * 4, width)
+                source = _word(plan, MIXED) + row * width * 4
+                _quantise(isa, plan, record + LAYER_OUTPUT * 8, num_rows, row, source, width)
             elif phase == NORM_GATE_UP:
-                _norm_and_quantise(isa, plan, num_rows, row, row, _word(record, FEED_FORWARD_NORM))
+                _norm_and_quantise(
+                    isa,
+                    plan,
+                    record + LAYER_GATE_UP * 8,
+                    num_rows,
+                    row,
+                    row,
+                    _word(record, FEED_FORWARD_NORM),
+                )
             else:
                 width = _word(plan, INTERMEDIATE)
-                _quantise(isa, plan, num_rows, row, _word(plan, GATED) + row * width * 4, width)
+                source = _word(plan, GATED) + row * width * 4
+                _quantise(isa, plan, record + LAYER_DOWN * 8, num_rows, row, source, width)
 
 
 @inline

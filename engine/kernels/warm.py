@@ -5,7 +5,7 @@ from typing import Any
 from engine.kernels import attention, matmul, products, rows, sampling, step, team
 from engine.kernels.isa import Isa, IsaType, choose
 from engine.kernels.jit import Progress, compile_all, types
-from engine.kernels.quantised import SHORTS, SHORTS_FOR_MANY
+from engine.kernels.quantised import BY_OCTETS, BY_SHORTS
 
 
 def warm(progress: Progress | None = None, isa: Isa | None = None) -> None:
@@ -14,9 +14,12 @@ def warm(progress: Progress | None = None, isa: Isa | None = None) -> None:
     i64, f32 = types.int64, types.float32
     limbs = (matmul.multiply_panel, (tag, *(i64,) * 11))
     shorts = (products.multiply_panel_by_shorts, (tag, *(i64,) * 12))
-    by_panel = [shorts] if tag.tag in SHORTS else [limbs, shorts] if tag.tag in SHORTS_FOR_MANY else [limbs]
+    octets = (products.multiply_panel_by_octets, (i64,) * 11)
+    by_panel = (
+        [octets, shorts] if tag.tag in BY_OCTETS else [limbs, shorts] if tag.tag in BY_SHORTS else [limbs]
+    )
     wanted: list[tuple[Any, tuple[Any, ...]]] = [
-        (rows.quantise_row, (tag, *(i64,) * 6)),
+        (rows.quantise_row, (tag, *(i64,) * 8)),
         (rows.norm_row, (i64, i64, i64, f32, i64)),
         (rows.gate_rows, (i64,) * 5),
         (rows.rotate_row, (i64, i64, i64, i64, f32, i64)),

@@ -11,6 +11,11 @@ MAX_WEIGHT = 2039
 MAX_ACTIVATION = 2031
 """Largest |x| of a quantised activation: 32 · 63 + 15, two signed bytes whose first has 7 bits, so that its sum of
 products with 32 weights of 4 bits fits 16."""
+MAX_OCTET = 127
+"""Largest |x| that is no outlier: a signed byte."""
+OUTLIER_MEANS = 4.0
+"""How many times the mean |x| of its row an activation for 4-bit weights may be before it is an outlier, unless
+MAX_ACTIVATION asks for larger steps: at most one in so many is one."""
 _ROUNDING = 5
 """|D · q + M| exceeds the exact value over s by less: 8 · 0.5 for D and 0.5 for M."""
 
