@@ -35,8 +35,10 @@ from engine.kernels.simd import I8, I16, I32, I32_LANES, I64, LANES
 
 Builder = Any
 SHORT_LANES = ir.VectorType(I16, 2 * LANES)
+PACKED, UNPACKED, EXPANDED = range(3)
+"""Forms of a panel: as it is stored, its integers as bytes, whole weights D · q + M as pairs."""
 UNPACKED_BYTES = 8 * 64 + 2 * 64
-"""One block of a panel with its integers as bytes, D in both halves of 32 bits and M in the low one."""
+"""One block of a panel: its integers as bytes, then D and M, each in both halves of 32 bits."""
 MAX_BLOCKS = 18
 """Blocks whose weights and rows stay in the first cache, for every second step of a row falls on the same lines of it.
 An even number."""
@@ -68,16 +70,12 @@ def _splat_word(builder: Builder, address: Any) -> Any:
     return simd.splat(builder, simd.load(builder, address, I32, 4), I32_LANES)
 
 
-def _integer_of_outputs(builder: Builder, address: Any) -> Any:
-    """D or M of a block, 32 bits each."""
-    return builder.sext(simd.load(builder, address, ir.VectorType(I16, LANES), 32), I32_LANES)
-
-
-def _factor_and_addend(builder: Builder, scales: Any) -> tuple[Any, Any]:
-    """D of a block in both halves of 32 bits, and M in the low one."""
-    factor, addend = (_integer_of_outputs(builder, simd.offset(builder, scales, at)) for at in (0, 32))
-    high = builder.shl(factor, ir.Constant(I32_LANES, [16] * LANES))
-    return builder.or_(builder.and_(factor, ir.Constant(I32_LANES, [0xFFFF] * LANES)), high), addend
+def _factor_and_addend(builder: Builder, scales: Any) -> Iterator[Any]:
+    """D and M of a block, each in both halves of 32 bits."""
+    for skipped in (0, 32):
+        narrow = simd.load(builder, simd.offset(builder, scales, skipped), ir.VectorType(I16, LANES), 32)
+        wide = builder.zext(narrow, I32_LANES)
+        yield builder.or_(wide, builder.shl(wide, ir.Constant(I32_LANES, [16] * LANES)))
 
 
 def _packed_block(builder: Builder, panel: Any, scales: Any, block: Any) -> Iterator[Any]:
@@ -110,12 +108,12 @@ def _unpack(context: Any, panel: Any, num_blocks: Any, target: Any) -> Any:
 
 @intrinsic
 def _multiply_blocks(
-    context: Any, unpacked: Any, joined: Any, rows: Any, weights: Any, scales: Any, num_blocks: Any, x: Any, sums: Any,
+    context: Any, form: Any, joined: Any, rows: Any, weights: Any, scales: Any, num_blocks: Any, x: Any, sums: Any,
     partial: Any,
 ) -> Any:  # fmt: skip
     """`rows` rows without outliers times some blocks of a panel into `partial` [row][16 outputs], added to what is
-    there when `joined`. `weights`: blocks as `unpack` leaves them, or packed, with `scales`."""
-    ready, with_partial, count = unpacked.literal_value, joined.literal_value, rows.literal_value
+    there when `joined`. `weights`: blocks as `_unpack` leaves them, or packed, with `scales`."""
+    kind, with_partial, count = form.literal_value, joined.literal_value, rows.literal_value
     pairs = PAIRS["avx2"]
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
@@ -126,7 +124,7 @@ def _multiply_blocks(
             if with_partial:
                 b.store(simd.load(b, simd.offset(b, partial_, 64 * r), I32_LANES, 64), acc)
         with cgutils.for_range(b, blocks_) as loop:
-            if ready:
+            if kind == UNPACKED:
                 lines = _ready_block(b, _place(b, weights_, loop.index, UNPACKED_BYTES))
             else:
                 lines = _packed_block(b, weights_, scales_, loop.index)
@@ -147,27 +145,32 @@ def _multiply_blocks(
             simd.store(b, b.load(acc), simd.offset(b, partial_, 64 * r), 64)
         return c.get_dummy_value()
 
-    return types.none(unpacked, joined, rows, *[types.int64] * 6), codegen
+    return types.none(form, joined, rows, *[types.int64] * 6), codegen
 
 
-def _pairs_of_line(builder: Builder, line: Any, panel: Any, scales: Any) -> Any:
-    """D · q + M of two inputs as pairs, see `shorts.expand`, from a packed panel."""
+def _pairs_of_line(builder: Builder, line: Any, ready: Any, panel: Any, scales: Any) -> Any:
+    """D · q + M of two inputs as pairs, see `shorts.expand`, from a panel that was unpacked to `ready`, or packed."""
     b = builder
     block, group, odd = (
         b.and_(b.lshr(line, ir.Constant(I64, bits)), ir.Constant(I64, mask))
-        for bits, mask in ((4, 0x7FF), (1, 3), (0, 1))
+        for bits, mask in ((4, 0x7FF), (1, 7), (0, 1))
     )
-    # Which byte of a pair, and which half of a byte.
-    shift = b.or_(
-        b.shl(odd, ir.Constant(I64, 3)), b.and_(b.lshr(line, ir.Constant(I64, 1)), ir.Constant(I64, 4))
+    shift = b.shl(odd, ir.Constant(I64, 3))
+    if ready is not None:
+        base, bits = _place(b, ready, block, UNPACKED_BYTES), 0x00FF00FF
+        factor, addend = (simd.load(b, simd.offset(b, base, at), I32_LANES, 64) for at in (512, 576))
+    else:
+        base, bits = _place(b, panel, block, BLOCK_BYTES[FACTORED]), 0x000F000F
+        factor, addend = _factor_and_addend(b, _place(b, scales, block, SCALE_BYTES[FACTORED]))
+        # Group g + 4 is the high halves of group g's bytes.
+        shift = b.or_(shift, b.and_(group, ir.Constant(I64, 4)))
+        group = b.and_(group, ir.Constant(I64, 3))
+    bytes_ = simd.load(b, _place(b, base, group, 64), I32_LANES, 64)
+    moved = b.lshr(bytes_, simd.splat(b, b.trunc(shift, I32), I32_LANES))
+    q, factor, addend = (
+        b.bitcast(value, SHORT_LANES)
+        for value in (b.and_(moved, ir.Constant(I32_LANES, [bits] * LANES)), factor, addend)
     )
-    at = _place(b, _place(b, panel, block, BLOCK_BYTES[FACTORED]), group, 64)
-    moved = b.lshr(simd.load(b, at, I32_LANES, 64), simd.splat(b, b.trunc(shift, I32), I32_LANES))
-    q = b.bitcast(b.and_(moved, ir.Constant(I32_LANES, [0x000F000F] * LANES)), SHORT_LANES)
-    at = _place(b, scales, block, SCALE_BYTES[FACTORED])
-    twice = ir.Constant(ir.VectorType(I32, 2 * LANES), [lane // 2 for lane in range(2 * LANES)])
-    narrow = (simd.load(b, simd.offset(b, at, skipped), ir.VectorType(I16, LANES), 32) for skipped in (0, 32))
-    factor, addend = (b.shuffle_vector(value, value, twice) for value in narrow)
     return b.bitcast(b.add(b.mul(q, factor), addend), I32_LANES)
 
 
@@ -180,14 +183,15 @@ def _entry_if(builder: Builder, here: Any, index: Any, outliers: Any) -> Any:
 
 @intrinsic
 def _finish_rows(
-    context: Any, expanded: Any, rows: Any, partial: Any, lines: Any, panel: Any, num_blocks: Any, outliers: Any,
+    context: Any, form: Any, rows: Any, partial: Any, lines: Any, panel: Any, num_blocks: Any, outliers: Any,
     listed: Any, scales: Any, out: Any, out_stride: Any, add: Any,
 ) -> Any:  # fmt: skip
     """The sums of `rows` rows and their outliers times a panel, scaled, to `out`.
 
-    `lines`: the panel as `shorts.expand` leaves it when `expanded`; `listed`: where the numbers of outliers lie.
+    The panel is packed; `lines`: the same as `_unpack` (`form` UNPACKED) or `shorts.expand` (EXPANDED) leaves it.
+    `listed`: where the numbers of outliers lie.
     """
-    ready, count, pairs = expanded.literal_value, rows.literal_value, PAIRS["avx2"]
+    kind, count, pairs = form.literal_value, rows.literal_value, PAIRS["avx2"]
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         _, _, partial_, lines_, panel_, blocks_, outliers_, listed_, factors_, out_, out_stride_, add_ = args
@@ -210,10 +214,11 @@ def _finish_rows(
                 line = b.and_(
                     b.zext(b.lshr(entry, ir.Constant(I32, LINE_SHIFT)), I64), ir.Constant(I64, 0x7FFF)
                 )
-                if ready:
+                if kind == EXPANDED:
                     weights = simd.load(b, _place(b, lines_, line, 64), I32_LANES, 64)
                 else:
-                    weights = _pairs_of_line(b, line, panel_, scales_)
+                    ready = lines_ if kind == UNPACKED else None
+                    weights = _pairs_of_line(b, line, ready, panel_, scales_)
                 value = b.and_(b.ashr(entry, ir.Constant(I32, VALUE_SHIFT)), ir.Constant(I32, 0xFFFF))
                 moved = b.shl(value, b.and_(entry, ir.Constant(I32, 31)))
                 b.store(pairs(b, b.load(acc), weights, simd.splat(b, moved, I32_LANES)), acc)
@@ -225,12 +230,12 @@ def _finish_rows(
             )
         return c.get_dummy_value()
 
-    return types.none(expanded, rows, *[types.int64] * 10), codegen
+    return types.none(form, rows, *[types.int64] * 10), codegen
 
 
 @inline
 def _rows_by_blocks(
-    unpacked: int, joined: int, first: int, last: int, weights: int, scales: int, count: int, num_blocks: int, x: int,
+    form: int, joined: int, first: int, last: int, weights: int, scales: int, count: int, num_blocks: int, x: int,
     sums: int, partial: int,
 ) -> None:  # fmt: skip
     row = first
@@ -242,22 +247,22 @@ def _rows_by_blocks(
             partial + (row - first) * 64,
         )
         if row + 4 <= last:
-            _multiply_blocks(unpacked, joined, 4, weights, scales, count, a, s, p)
+            _multiply_blocks(form, joined, 4, weights, scales, count, a, s, p)
             row += 4
         elif row + 3 <= last:
-            _multiply_blocks(unpacked, joined, 3, weights, scales, count, a, s, p)
+            _multiply_blocks(form, joined, 3, weights, scales, count, a, s, p)
             row += 3
         elif row + 2 <= last:
-            _multiply_blocks(unpacked, joined, 2, weights, scales, count, a, s, p)
+            _multiply_blocks(form, joined, 2, weights, scales, count, a, s, p)
             row += 2
         else:
-            _multiply_blocks(unpacked, joined, 1, weights, scales, count, a, s, p)
+            _multiply_blocks(form, joined, 1, weights, scales, count, a, s, p)
             row += 1
 
 
 @inline
 def _finish(
-    expanded: int, first: int, last: int, lines: int, panel: int, num_blocks: int, x: int, sums: int, scales: int,
+    form: int, first: int, last: int, lines: int, panel: int, num_blocks: int, x: int, sums: int, scales: int,
     out: int, out_stride: int, add: int, partial: int,
 ) -> None:  # fmt: skip
     row = first
@@ -266,13 +271,13 @@ def _finish(
         n = sums + sums_place(row, num_blocks) + (num_blocks - 1) * TILE_SUMS_BYTES + NUM_LISTED
         f, o = scales + row * 4, out + row * out_stride
         if row + 4 <= last:
-            _finish_rows(expanded, 4, p, lines, panel, num_blocks, a, n, f, o, out_stride, add)
+            _finish_rows(form, 4, p, lines, panel, num_blocks, a, n, f, o, out_stride, add)
             row += 4
         elif row + 2 <= last:
-            _finish_rows(expanded, 2, p, lines, panel, num_blocks, a, n, f, o, out_stride, add)
+            _finish_rows(form, 2, p, lines, panel, num_blocks, a, n, f, o, out_stride, add)
             row += 2
         else:
-            _finish_rows(expanded, 1, p, lines, panel, num_blocks, a, n, f, o, out_stride, add)
+            _finish_rows(form, 1, p, lines, panel, num_blocks, a, n, f, o, out_stride, add)
             row += 1
 
 
@@ -285,8 +290,8 @@ def multiply(
     unpacked, partial = scratch + PARTIAL_BYTES, scratch
     lines, panel_scales = unpacked + num_blocks * UNPACKED_BYTES, panel + num_blocks * BLOCK_BYTES[FACTORED]
     if last - first < MANY_ROWS:
-        _rows_by_blocks(0, 0, first, last, panel, panel_scales, num_blocks, num_blocks, x, sums, partial)
-        _finish(0, first, last, 0, panel, num_blocks, x, sums, scales, out, out_stride, add, partial)
+        _rows_by_blocks(PACKED, 0, first, last, panel, panel_scales, num_blocks, num_blocks, x, sums, partial)
+        _finish(PACKED, first, last, 0, panel, num_blocks, x, sums, scales, out, out_stride, add, partial)
         return
     _unpack(panel, num_blocks, unpacked)
     stretches = -(-num_blocks // MAX_BLOCKS)
@@ -299,11 +304,15 @@ def multiply(
             sums + begin * TILE_SUMS_BYTES,
         )
         if begin == 0:
-            _rows_by_blocks(1, 0, first, last, w, 0, count, num_blocks, a, s, partial)
+            _rows_by_blocks(UNPACKED, 0, first, last, w, 0, count, num_blocks, a, s, partial)
         else:
-            _rows_by_blocks(1, 1, first, last, w, 0, count, num_blocks, a, s, partial)
+            _rows_by_blocks(UNPACKED, 1, first, last, w, 0, count, num_blocks, a, s, partial)
     if last - first < ROWS_TO_EXPAND_FOR:
-        _finish(0, first, last, 0, panel, num_blocks, x, sums, scales, out, out_stride, add, partial)
+        _finish(
+            UNPACKED, first, last, unpacked, panel, num_blocks, x, sums, scales, out, out_stride, add, partial
+        )
     else:
         shorts.expand(0, panel, num_blocks, lines)
-        _finish(1, first, last, lines, panel, num_blocks, x, sums, scales, out, out_stride, add, partial)
+        _finish(
+            EXPANDED, first, last, lines, panel, num_blocks, x, sums, scales, out, out_stride, add, partial
+        )
