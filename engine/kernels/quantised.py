@@ -118,14 +118,15 @@ def _without_outliers(context: Any, value: Any) -> Any:
 
 
 @inline
-def _list_outliers(outliers: int, value: Any, first_input: int, listed: int, target: int) -> Any:
-    """Append the lanes of `value` whose bits are set to the list at `target`, `listed` long; how long it is then."""
+def _list_outliers(first: Any, second: Any, first_input: int, listed: int, target: int) -> Any:
+    """Append the outliers of a block to the list at `target`, `listed` long; how long it is then."""
+    outliers = _outliers_of(first) | _outliers_of(second) << LANES
     while outliers:
         lane = simd.lowest_bit(outliers)
         outliers &= outliers - 1
         at = target + listed // LISTED_PER_STEP * OCTET_STEP_BYTES + listed % LISTED_PER_STEP * 4
         line, half = (first_input + lane) // 4 * 2 + lane % 2, lane // 2 % 2
-        simd.write_i32(at, simd.lane_i32(value, lane) << VALUE_SHIFT | line << LINE_SHIFT | half * 16)
+        simd.write_i32(at, simd.lane_of(first, second, lane) << VALUE_SHIFT | line << LINE_SHIFT | half * 16)
         listed += 1
     return listed
 
@@ -140,9 +141,7 @@ def _write_octets(first: Any, second: Any, row: int, block: int, num_blocks: int
     listed, target = 0, row + (num_blocks + 1) // 2 * OCTET_STEP_BYTES
     if block > 0:
         listed = simd.read_i32(here - TILE_SUMS_BYTES + NUM_LISTED)
-    listed = _list_outliers(_outliers_of(first), first, block * 32, listed, target)
-    listed = _list_outliers(_outliers_of(second), second, block * 32 + 16, listed, target)
-    simd.write_i32(here + NUM_LISTED, listed)
+    simd.write_i32(here + NUM_LISTED, _list_outliers(first, second, block * 32, listed, target))
 
 
 @inline

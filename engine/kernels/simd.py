@@ -314,9 +314,14 @@ def total_i32(context: Any, x: Any) -> Any:
 
 
 @intrinsic
-def lane_i32(context: Any, x: Any, lane: Any) -> Any:
-    """One lane."""
-    return types.int64(i32x16, types.int64), lambda _c, b, _s, a: b.sext(b.extract_element(a[0], a[1]), I64)
+def lane_of(context: Any, x: Any, y: Any, lane: Any) -> Any:
+    """One lane of two vectors, those of `y` counted from 16 on."""
+    both = ir.Constant(ir.VectorType(I32, 2 * LANES), list(range(2 * LANES)))
+
+    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        return b.sext(b.extract_element(b.shuffle_vector(a[0], a[1], both), a[2]), I64)
+
+    return types.int64(i32x16, i32x16, types.int64), codegen
 
 
 @intrinsic
