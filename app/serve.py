@@ -8,7 +8,6 @@ from app.matrix.web import run_web
 from app.settings import Settings
 from observe import logs
 
-
 GARBAGE = (10_000, 20, 20)
 """When the collector of cycles looks: Python's own 700 allocations are those of one or two requests."""
 

@@ -28,7 +28,7 @@ class SharedChannel:
 
     async def call(self, *words: Word) -> Any:
         """One command's answer. Raises RefusedError when that is an error, ChannelError when none comes."""
-        command = hiredis.pack_command(words)
+        command = _packed(*words)
         try:
             return await (await self._connected()).ask(command)
         except _LostError:
@@ -71,9 +71,9 @@ class SharedChannel:
         try:
             if endpoint.password is not None:
                 login = [endpoint.username] if endpoint.username else []
-                await line.ask(hiredis.pack_command(("AUTH", *login, endpoint.password)))
+                await line.ask(_packed("AUTH", *login, endpoint.password))
             if endpoint.database:
-                await line.ask(hiredis.pack_command(("SELECT", endpoint.database)))
+                await line.ask(_packed("SELECT", endpoint.database))
         except BaseException:
             line.close()
             raise
@@ -98,7 +98,7 @@ class _Line(asyncio.Protocol):
         self.is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
 
     def ask(self, command: bytes) -> asyncio.Future[Any]:
         """Send a packed command; its answer, RefusedError or ChannelError."""
@@ -156,3 +156,7 @@ class _Line(asyncio.Protocol):
             answer, _ = self._waiting.popleft()
             with contextlib.suppress(asyncio.InvalidStateError):
                 answer.set_exception(error)
+
+
+def _packed(*words: Word) -> bytes:
+    return hiredis.pack_command(cast("Any", words))  # its stub knows commands of one word alone
