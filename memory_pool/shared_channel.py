@@ -159,4 +159,5 @@ class _Line(asyncio.Protocol):
 
 
 def _packed(*words: Word) -> bytes:
-    return hiredis.pack_command(cast("Any", words))  # its stub knows commands of one word alone
+    packed: bytes = hiredis.pack_command(cast("Any", words))  # its stub knows commands of one word alone
+    return packed

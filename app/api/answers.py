@@ -1,7 +1,6 @@
 """What chat and completions have in common: from a parsed body to a stream or a whole answer."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -144,9 +143,7 @@ async def whole_answer(
         generation.end(error)
         raise
     finally:
-        watcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watcher
+        watcher.cancel()  # and nobody waits for that: the answer would go out a turn of the loop later
     generation.end()
     return json_response(assemble(answers, usage))
 
