@@ -1,8 +1,8 @@
 """`python -m app.bench.echo_worker`: a worker without an engine, so that what remains of a request is the gateway.
 
 It speaks the real protocol over a real WebSocket and answers with the prompt's tokens again and again, one token per
-sequence and step. Stop tokens among them are left out: the first would end the answer for the gateway, while this worker
-went on to its `max_tokens`, so that of 128 tokens 18 were streamed and the rest was work for nothing.
+sequence and step. Stop tokens among them are left out: the first would end the answer for the gateway, while this
+worker went on to its `max_tokens`, so that of 128 tokens 18 were streamed and the rest was work for nothing.
 """
 
 import argparse

@@ -118,9 +118,9 @@ def test_tail_names_are_per_request() -> None:
 
 @pytest.mark.parametrize("tokens", [[-1, 0], [0, 1 << 32]])
 def test_a_token_that_is_no_id_is_refused(tokens: list[int]) -> None:
-    for given in (tokens, np.array(tokens)):
+    for ids in (tokens, np.array(tokens)):
         with pytest.raises(ValueError, match="tokens"):
-            block_keys(given, block_tokens=2, fingerprint="m", namespace="n")
+            block_keys(ids, block_tokens=2, fingerprint="m", namespace="n")
 
 
 def test_a_block_needs_tokens() -> None:
