@@ -1,6 +1,7 @@
 """What chat and completions have in common: from a parsed body to a stream or a whole answer."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -143,7 +144,9 @@ async def whole_answer(
         generation.end(error)
         raise
     finally:
-        watcher.cancel()  # and nobody waits for that: the answer would go out a turn of the loop later
+        watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watcher
     generation.end()
     return json_response(assemble(answers, usage))
 

@@ -5,6 +5,7 @@ first piece is slow, the headers and a comment go out instead, and a later failu
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
@@ -127,6 +128,8 @@ class EventStream(Response):
         finally:
             self._pulse.forget(mailbox)
             watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
         await self._close(send, started, failure)
 
     async def _events(self) -> AsyncIterator[bytes]:
