@@ -25,6 +25,7 @@ from app.api.ops import ops_router
 from app.api.pool import pool_router
 from app.api.requests import requests_router
 from app.api.responses import responses_router
+from app.api.shortcut import Shortcut
 from app.api.sse import Pulse
 from app.api.tokens import tokens_router
 from app.api.workers import workers_router
@@ -137,13 +138,21 @@ def create_app(
                     await owned.close()
 
     app = DocumentedApp(
-        title="cloudmatrix", version=version("cloudmatrix"), lifespan=lifespan, redirect_slashes=False
+        title="cloudmatrix",
+        version=version("cloudmatrix"),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+        },  # the service's own: observe/, app/metrics.py
     )
     app.state.tenancy = tenancy
+    answering = (chat_router(desk), completions_router(desk), responses_router(desk))
     app.include_router(ops_router(workers, metrics))
-    app.include_router(chat_router(desk))
-    app.include_router(completions_router(desk))
-    app.include_router(responses_router(desk))
+    for router in answering:
+        app.include_router(router)
     app.include_router(models_router(desk))
     app.include_router(tokens_router(desk))
     app.include_router(requests_router(history))
@@ -153,6 +162,7 @@ def create_app(
     app.include_router(workers_router(workers, client))
     app.include_router(pool_router(desk, memory_pool))
     install_error_handlers(app)
+    app.add_middleware(Shortcut, routers=answering)
     app.add_middleware(Entrance, tenancy=tenancy, metrics=metrics, is_traced=tracer is not None)
     if settings.cors_origins:
         # Outermost: a browser's preflight has no key, and refusals, too, must be readable for the page.

@@ -19,7 +19,8 @@ from redis.connection import parse_url
 from redis.crc import key_slot
 from redis.retry import Retry
 
-from memory_pool.resp import Endpoint
+from memory_pool.resp import ChannelError, Endpoint, RefusedError
+from memory_pool.shared_channel import SharedChannel
 from memory_pool.store import StoreError, StoreFullError
 
 DEFAULT_TIMEOUT_S = 2.0
@@ -156,10 +157,10 @@ class Connection:
 
 
 class AsyncConnection:
-    """For one event loop; see Connection."""
+    """For one event loop; see Connection. Scripts go to a single server over one channel that all tasks share."""
 
     def __init__(self, url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        endpoint_of(url)
+        self._scripts = SharedChannel(endpoint_of(url, timeout_s=timeout_s))
         self._url = url
         self._options: dict[str, Any] = {
             "socket_timeout": timeout_s,
@@ -175,7 +176,13 @@ class AsyncConnection:
 
     async def run(self, script: str, keys: Sequence[Words], args: Sequence[Words] = ()) -> Any:
         """Run a Lua script on the server that holds its keys."""
-        return await self.call("EVAL", script, len(keys), *keys, *args)
+        words = ("EVAL", script, len(keys), *keys, *args)
+        if await self.is_cluster():
+            return await self.call(*words)
+        try:
+            return await self._scripts.call(*words)
+        except (ChannelError, RefusedError) as error:
+            raise _store_error(error) from error
 
     async def call(self, *words: Words) -> Any:
         """One command."""
@@ -210,10 +217,13 @@ class AsyncConnection:
 
     async def close(self) -> None:
         """Idempotent."""
+        self._scripts.close()
         if self._client is not None:
             await self._client.aclose()
 
     async def _connected(self) -> redis.asyncio.Redis | redis.asyncio.RedisCluster:
+        if self._client is not None:
+            return self._client
         async with self._lock:
             if self._client is None:
                 self._client = await self._connect()

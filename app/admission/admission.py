@@ -113,6 +113,11 @@ class Admission:
         return sum(len(queue.tickets) for queue in self._queues.values())
 
     @property
+    def has_queued(self) -> bool:
+        """Whether any request waits."""
+        return bool(self._queues)
+
+    @property
     def num_requests(self) -> int:
         """Requests that wait or are under way."""
         return self.num_queued + len(self._released)

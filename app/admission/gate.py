@@ -90,6 +90,8 @@ class Gate:
         self._pump(self._clock())
 
     def _pump(self, now: float) -> None:
+        if not self.admission.has_queued:
+            return
         for ticket in self.admission.release(self._capacity(), now):
             self._calls.pop(ticket).go()
 

@@ -106,10 +106,11 @@ class _Leg:
         self.worker.prompt_tokens_sent -= self.num_prompt_tokens
         self.num_prompt_tokens = 0
 
-    def note(self, event: FromWorker | None, now: float) -> None:
+    def note(self, event: FromWorker | None) -> None:
         """For the trace: the first token and the end; None is the loss of the worker."""
         if self.stay is None:
             return
+        now = self.dispatch.dispatcher.clock()
         if isinstance(event, Tokens):
             self.stay.first_token_at = self.stay.first_token_at or now
         elif event is None or isinstance(event, Prefilled | Finished | Failed):
@@ -204,18 +205,20 @@ class Dispatch:
 
     def on_event(self, leg: _Leg, event: FromWorker) -> None:
         """What a worker says of this choice; reports count even after the end, nothing else does."""
-        leg.note(event, self.dispatcher.clock())
+        leg.note(event)
+        if isinstance(event, Tokens):  # most events by far
+            if self.is_over:
+                self.num_late += len(event.token_ids)
+            elif leg is self._leg:
+                self._on_tokens(leg, event)
+            return
         if isinstance(event, Prefilled | Finished):
             self._note_report(leg, event)
         elif isinstance(event, Failed):
             self.work.record.end_leg()
-        if self.is_over and isinstance(event, Tokens):
-            self.num_late += len(event.token_ids)
         if self.is_over or leg is not self._leg:
             return
         match event:
-            case Tokens():
-                self._on_tokens(leg, event)
             case PromptScored():
                 self.work.prompt_scores.update(enumerate(event.logprobs, event.first))
             case BlocksPublished():
@@ -229,7 +232,7 @@ class Dispatch:
 
     def on_lost(self, leg: _Leg) -> None:
         """The worker died, or its link did: somebody else goes on."""
-        leg.note(None, self.dispatcher.clock())
+        leg.note(None)
         self.work.record.end_leg()
         if self.is_over or leg is not self._leg:
             return

@@ -41,6 +41,10 @@ MAX_CLOSING = 4096
 """Cancelled requests whose last report is still awaited; beyond it the oldest is given up."""
 
 
+_LAST_WORDS = frozenset({Finished, Failed, Prefilled})
+"""Events after which a worker says no more of a request."""
+
+
 class Channel(Protocol):
     """What a link needs of a connection: whole binary messages, and OSError or EOFError when it is over."""
 
@@ -186,17 +190,16 @@ class Link:
     def _deliver(self, data: bytes) -> None:
         for event in decode_from_worker(data):
             request_id = event.request_id
-            over = isinstance(event, Finished | Failed | Prefilled)
-            sink = self._sinks.get(request_id)
+            sinks: dict[str, Sink] = self._sinks
+            sink = sinks.get(request_id)
             if sink is None:
                 # Of a cancelled request, what was on its way still counts: tokens were made, and a report is owed.
-                sink = self._closing.get(request_id)
+                sinks = self._closing
+                sink = sinks.get(request_id)
                 if sink is None:
                     continue
-                if over:
-                    del self._closing[request_id]
-            elif over:
-                del self._sinks[request_id]
+            if type(event) in _LAST_WORDS:
+                del sinks[request_id]
             sink.on_event(event)
 
     def _lose_all(self) -> None:

@@ -46,6 +46,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """The text that is now known not to belong to a stop string."""
+        if not self._stops:
+            return text
         if self.matched is not None:
             return ""
         pending = self._held + text

@@ -1,5 +1,7 @@
 """The edges of the HTTP surface: what is not served, slashes, HEAD, other methods, pages of other origins."""
 
+import asyncio
+
 import pytest
 
 from app.requests.served import ServedModel
@@ -101,3 +103,15 @@ async def test_pages_of_named_origins_alone_may_call(served: ServedModel) -> Non
     async with serving(served, disaggregated()) as gateway:
         answer = await gateway.http.get("/v1/models", headers=named)
         assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_answers_leave_no_task_behind(gateway: Gateway) -> None:
+    body = {"model": MODEL, "prompt": [1, 2], "max_tokens": 3}
+    before = asyncio.all_tasks()
+    for stream in (False, True):
+        for _ in range(3):
+            answer = await gateway.http.post("/v1/completions", json={**body, "stream": stream})
+            assert answer.status_code == 200
+    async with asyncio.timeout(5):
+        while asyncio.all_tasks() - before:
+            await asyncio.sleep(0.01)

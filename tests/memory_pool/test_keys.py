@@ -1,5 +1,6 @@
 import hashlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,12 @@ def test_names_are_equal_exactly_as_far_as_the_tokens_are(a: list[int], b: list[
     keys_a, keys_b = keys(a), keys(b)
     assert keys_a[:common] == keys_b[:common]
     assert not set(keys_a[common:]) & set(keys_b[common:])
+
+
+def test_lists_and_arrays_of_the_same_tokens_have_the_same_names() -> None:
+    tokens = [0, 1, 50_000, 2**32 - 1]
+    for array in (np.array(tokens), np.array(tokens, np.uint32)):
+        assert block_keys(array, block_tokens=2, fingerprint="m", namespace="n") == keys(tokens)
 
 
 def test_a_partly_filled_block_has_no_name() -> None:
@@ -111,8 +118,9 @@ def test_tail_names_are_per_request() -> None:
 
 @pytest.mark.parametrize("tokens", [[-1, 0], [0, 1 << 32]])
 def test_a_token_that_is_no_id_is_refused(tokens: list[int]) -> None:
-    with pytest.raises(ValueError, match="tokens"):
-        keys(tokens)
+    for ids in (tokens, np.array(tokens)):
+        with pytest.raises(ValueError, match="tokens"):
+            block_keys(ids, block_tokens=2, fingerprint="m", namespace="n")
 
 
 def test_a_block_needs_tokens() -> None:
