@@ -93,9 +93,7 @@ def _ready(
         isa: Any, num_rows: Any, head_dim: Any, first: Any, second: Any, first_values: Any, second_values: Any,
         num_tokens: Any, spare: Any, ahead: Any, ahead_second: Any,
     ) -> bool:  # fmt: skip
-        attention_shorts.gather(
-            head_dim, first, second, first_values, second_values, num_tokens, spare, ahead, ahead_second
-        )
+        attention_shorts.gather(head_dim, first, second, first_values, second_values, num_tokens, spare)
         return False
 
     def by_tiles(
@@ -140,7 +138,21 @@ def _score(
         isa: Any, tiled: Any, begin: Any, end: Any, lead: Any, low: Any, head_dim: Any, first: Any, second: Any,
         num_tokens: Any, scores: Any, spare: Any, ahead: Any, ahead_second: Any,
     ) -> None:  # fmt: skip
-        attention_shorts.score(isa, begin, end, lead, low, head_dim, first, second, num_tokens, scores, spare)
+        attention_shorts.score(
+            isa,
+            begin,
+            end,
+            lead,
+            low,
+            head_dim,
+            first,
+            second,
+            num_tokens,
+            scores,
+            spare,
+            ahead,
+            ahead_second,
+        )
 
     if isa.tag in BY_OCTETS:
         return by_shorts
@@ -178,8 +190,9 @@ def _mix(
         num_tokens: Any, shrinks: Any, units: Any, mixed: Any, spare: Any, ahead: Any, ahead_second: Any,
     ) -> None:  # fmt: skip
         attention_shorts.mix(
-            isa, begin, end, lead, low, head_dim, first, second, num_tokens, shrinks, units, mixed, spare
-        )
+            isa, begin, end, lead, low, head_dim, first, second, num_tokens, shrinks, units, mixed, spare, ahead,
+            ahead_second,
+        )  # fmt: skip
 
     if isa.tag in BY_OCTETS:
         return by_shorts

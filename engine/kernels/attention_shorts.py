@@ -31,20 +31,19 @@ def _place(builder: Builder, base: Any, index: Any, num_bytes: int) -> Any:
 
 
 @intrinsic
-def _make_whole(context: Any, signed: Any, high: Any, low: Any, count: Any, target: Any, ahead: Any) -> Any:
+def _make_whole(context: Any, signed: Any, high: Any, low: Any, count: Any, target: Any) -> Any:
     """`count` lines of 64 bytes of both limbs as 16 · h + l in pairs: of every four bytes 0 and 2, then 1 and 3."""
     shift = "ashr" if signed.literal_value else "lshr"
     upper, four, eight = (ir.Constant(SHORT_LANES, [value] * 2 * LANES) for value in (0xFF00, LIMB_BITS, 8))
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, high_, low_, count_, target_, ahead_ = args
+        _, high_, low_, count_, target_ = args
         move = getattr(b, shift)
         with cgutils.for_range(b, count_) as loop:
             limbs = []
             for base in (high_, low_):
-                at = _place(b, base, loop.index, 64)
-                simd.prefetch(b, b.add(at, ahead_))
-                limbs.append(b.bitcast(simd.load(b, at, I32_LANES, 64), SHORT_LANES))
+                line = simd.load(b, _place(b, base, loop.index, 64), I32_LANES, 64)
+                limbs.append(b.bitcast(line, SHORT_LANES))
             h, rest = limbs
             to = _place(b, target_, loop.index, 2 * 64)
             even = b.add(move(b.shl(h, eight), four), move(b.shl(rest, eight), eight))
@@ -53,7 +52,14 @@ def _make_whole(context: Any, signed: Any, high: Any, low: Any, count: Any, targ
             simd.store(b, odd, simd.offset(b, to, 64), 64)
         return c.get_dummy_value()
 
-    return types.none(signed, *[types.int64] * 5), codegen
+    return types.none(signed, *[types.int64] * 4), codegen
+
+
+def _fetch_both(builder: Builder, low: Any, limb: Any, ahead: Any) -> None:
+    """Fetch both limbs of what lies `ahead` of a line of low ones, while there is much to compute: to make a stretch
+    whole is only to read."""
+    for at in (low, builder.sub(low, limb)):
+        simd.prefetch(builder, builder.add(at, ahead))
 
 
 def _word(builder: Builder, address: Any) -> Any:
@@ -113,6 +119,8 @@ def _score_rows(
     head_dim: Any,
     keys: Any,
     low_keys: Any,
+    limb: Any,
+    ahead: Any,
     scores: Any,
 ) -> Any:
     """`count` rows times 16 tokens: scores[r] at a distance of 64 tokens."""
@@ -121,11 +129,13 @@ def _score_rows(
     rows = count.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, whole_, low_, dims_, keys_, low_keys_, scores_ = args
+        _, _, whole_, low_, dims_, keys_, low_keys_, limb_, ahead_, scores_ = args
         sums, groups = _Sums(b, isa.tag, rows), b.lshr(dims_, ir.Constant(I64, 2))
         sums.clear()
         with cgutils.for_range(b, groups) as loop:
-            column = simd.load(b, _place(b, low_keys_, loop.index, 64), I32_LANES, 64)
+            at = _place(b, low_keys_, loop.index, 64)
+            _fetch_both(b, at, limb_, ahead_)
+            column = simd.load(b, at, I32_LANES, 64)
             sums.add_lows(column, _place(b, low_, loop.index, 4), dims_, rows_signed=True)
         sums.turn()
         with cgutils.for_range(b, groups) as loop:
@@ -135,13 +145,14 @@ def _score_rows(
             simd.store(b, value, simd.offset(b, scores_, 256 * r))
         return c.get_dummy_value()
 
-    return types.none(isa, count, *[types.int64] * 6), codegen
+    return types.none(isa, count, *[types.int64] * 8), codegen
 
 
 @intrinsic
 def _mix_rows(
     context: Any, isa: Any, count: Any, whole: Any, low: Any, head_dim: Any, values: Any, first_low: Any,
-    num_first: Any, second_low: Any, num_second: Any, shrinks: Any, units: Any, mixed: Any,
+    num_first: Any, second_low: Any, num_second: Any, limb: Any, ahead: Any, ahead_second: Any, shrinks: Any,
+    units: Any, mixed: Any,
 ) -> Any:  # fmt: skip
     """`count` rows times all values of `num_first` and `num_second` groups of 4 tokens of two blocks."""
     if not isinstance(isa, IsaType):
@@ -149,15 +160,36 @@ def _mix_rows(
     rows = count.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, whole_, low_, dims_, values_, first_, num_first_, second_, num_second_, *ends = args
+        (
+            _,
+            _,
+            whole_,
+            low_,
+            dims_,
+            values_,
+            first_,
+            num_first_,
+            second_,
+            num_second_,
+            limb_,
+            *distances,
+            _,
+            _,
+            _,
+        ) = args
+        ends = args[-3:]
         sums = _Sums(b, isa.tag, rows)
         low_stride, stride = ir.Constant(I64, 64), ir.Constant(I64, 128)
         with cgutils.for_range(b, b.lshr(dims_, ir.Constant(I64, 4))) as column:
             shift = b.mul(column.index, ir.Constant(I64, 64))
             sums.clear()
-            for base, groups, skipped in ((first_, num_first_, 0), (second_, num_second_, BLOCK_TOKENS)):
+            for base, groups, skipped, ahead_ in (
+                (first_, num_first_, 0, distances[0]),
+                (second_, num_second_, BLOCK_TOKENS, distances[1]),
+            ):
                 with cgutils.for_range(b, groups) as loop:
                     at = b.add(b.add(base, shift), b.mul(loop.index, b.shl(dims_, ir.Constant(I64, 2))))
+                    _fetch_both(b, at, limb_, ahead_)
                     tokens = simd.offset(b, _place(b, low_, loop.index, 4), skipped)
                     sums.add_lows(simd.load(b, at, I32_LANES, 64), tokens, low_stride, rows_signed=False)
             sums.turn()
@@ -180,60 +212,58 @@ def _mix_rows(
                 simd.store(b, simd.fma_ir(b, b.sitofp(value, F32_LANES), unit, old), spot)
         return c.get_dummy_value()
 
-    return types.none(isa, count, *[types.int64] * 11), codegen
+    return types.none(isa, count, *[types.int64] * 14), codegen
 
 
 @inline
 def gather(
-    head_dim: int, first: int, second: int, first_values: int, second_values: int, num_tokens: int, spare: int,
-    ahead: int, ahead_second: int,
-) -> None:  # fmt: skip
+    head_dim: int, first: int, second: int, first_values: int, second_values: int, num_tokens: int, spare: int
+) -> None:
     """Keys and values of a stretch's tokens as whole integers in `spare`."""
     limb = limb_bytes(head_dim)
     values = spare + 4 * limb
     here, there = min(num_tokens, BLOCK_TOKENS), max(0, num_tokens - BLOCK_TOKENS)
     # Keys lie 16 tokens by 16, values 4 by 4.
     half = head_dim // 4
-    _make_whole(0, first, first + limb, (here + 15) // 16 * half, spare, ahead)
-    _make_whole(0, second, second + limb, (there + 15) // 16 * half, spare + 2 * limb, ahead_second)
+    _make_whole(0, first, first + limb, (here + 15) // 16 * half, spare)
+    _make_whole(0, second, second + limb, (there + 15) // 16 * half, spare + 2 * limb)
     quarter = head_dim // 16
-    _make_whole(1, first_values, first_values + limb, (here + 3) // 4 * quarter, values, ahead)
-    _make_whole(
-        1, second_values, second_values + limb, (there + 3) // 4 * quarter, values + 2 * limb, ahead_second
-    )
+    _make_whole(1, first_values, first_values + limb, (here + 3) // 4 * quarter, values)
+    _make_whole(1, second_values, second_values + limb, (there + 3) // 4 * quarter, values + 2 * limb)
 
 
 @inline
 def score(
     isa: Isa, begin: int, end: int, whole: int, low: int, head_dim: int, first: int, second: int, num_tokens: int,
-    scores: int, spare: int,
+    scores: int, spare: int, ahead: int, ahead_second: int,
 ) -> None:  # fmt: skip
     """See `attention_products.score`; after `gather`."""
     limb = limb_bytes(head_dim)
     for part in range((num_tokens + 15) // 16):
         keys = spare + part * limb
         low_keys = (first if part < 2 else second) + limb + part % 2 * (limb // 2)
+        distance = ahead if part < 2 else ahead_second
         row = begin
         while row < end:
             w, b, s = whole + row * 2 * head_dim, low + row * head_dim, scores + row * 256 + part * 64
             if row + 4 <= end:
-                _score_rows(isa, 4, w, b, head_dim, keys, low_keys, s)
+                _score_rows(isa, 4, w, b, head_dim, keys, low_keys, limb, distance, s)
                 row += 4
             elif row + 3 == end:
-                _score_rows(isa, 3, w, b, head_dim, keys, low_keys, s)
+                _score_rows(isa, 3, w, b, head_dim, keys, low_keys, limb, distance, s)
                 row += 3
             elif row + 2 == end:
-                _score_rows(isa, 2, w, b, head_dim, keys, low_keys, s)
+                _score_rows(isa, 2, w, b, head_dim, keys, low_keys, limb, distance, s)
                 row += 2
             else:
-                _score_rows(isa, 1, w, b, head_dim, keys, low_keys, s)
+                _score_rows(isa, 1, w, b, head_dim, keys, low_keys, limb, distance, s)
                 row += 1
 
 
 @inline
 def mix(
     isa: Isa, begin: int, end: int, whole: int, low: int, head_dim: int, first: int, second: int, num_tokens: int,
-    shrinks: int, units: int, mixed: int, spare: int,
+    shrinks: int, units: int, mixed: int, spare: int, ahead: int, ahead_second: int,
 ) -> None:  # fmt: skip
     """See `attention_products.mix`; after `gather`."""
     limb = limb_bytes(head_dim)
@@ -245,14 +275,82 @@ def mix(
         w, b = whole + row * 128, low + row * 64
         f, u, m = shrinks + row * 4, units + row * 4, mixed + row * head_dim * 4
         if row + 4 <= end:
-            _mix_rows(isa, 4, w, b, head_dim, values, low_first, here, low_second, there, f, u, m)
+            _mix_rows(
+                isa,
+                4,
+                w,
+                b,
+                head_dim,
+                values,
+                low_first,
+                here,
+                low_second,
+                there,
+                limb,
+                ahead,
+                ahead_second,
+                f,
+                u,
+                m,
+            )
             row += 4
         elif row + 3 == end:
-            _mix_rows(isa, 3, w, b, head_dim, values, low_first, here, low_second, there, f, u, m)
+            _mix_rows(
+                isa,
+                3,
+                w,
+                b,
+                head_dim,
+                values,
+                low_first,
+                here,
+                low_second,
+                there,
+                limb,
+                ahead,
+                ahead_second,
+                f,
+                u,
+                m,
+            )
             row += 3
         elif row + 2 == end:
-            _mix_rows(isa, 2, w, b, head_dim, values, low_first, here, low_second, there, f, u, m)
+            _mix_rows(
+                isa,
+                2,
+                w,
+                b,
+                head_dim,
+                values,
+                low_first,
+                here,
+                low_second,
+                there,
+                limb,
+                ahead,
+                ahead_second,
+                f,
+                u,
+                m,
+            )
             row += 2
         else:
-            _mix_rows(isa, 1, w, b, head_dim, values, low_first, here, low_second, there, f, u, m)
+            _mix_rows(
+                isa,
+                1,
+                w,
+                b,
+                head_dim,
+                values,
+                low_first,
+                here,
+                low_second,
+                there,
+                limb,
+                ahead,
+                ahead_second,
+                f,
+                u,
+                m,
+            )
             row += 1

@@ -1,8 +1,8 @@
 """The one door to Numba: typed, cached on disk, compiled when asked to and not before.
 
 Machine code is cached under `NUMBA_CACHE_DIR`, else `kernels` in `CLOUDMATRIX_CACHE_DIR` (default
-`~/.cache/cloudmatrix`), in a folder named after the sources of this package: Numba's own check sees only the file
-of the outermost function, not the files of what it inlines.
+`~/.cache/cloudmatrix`), in a folder named after the sources of this package and of what it takes constants from:
+Numba's own check sees only the file of the outermost function, not the files of what it inlines.
 """
 
 import hashlib
@@ -29,7 +29,9 @@ def _cache_folder() -> Path:
         cache = os.environ.get("CLOUDMATRIX_CACHE_DIR") or str(Path.home() / ".cache" / "cloudmatrix")
         base = str(Path(cache) / "kernels")
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    # Machine code holds constants from there.
+    for source in (*sorted(here.glob("*.py")), here.parent / "weights" / "quantise.py"):
         digest.update(source.read_bytes())
     return Path(base) / digest.hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from llvmlite import ir
 from engine.kernels import shorts, simd
 from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.matmul import PAIRS, fetch_ahead, scale_and_store, unpack_ir
-from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
+from engine.kernels.packing import BLOCK_BYTES, FACTORED, ROW_SCALE_BYTES, SCALE_BYTES
 from engine.kernels.quantised import (
     LINE_SHIFT,
     MANY_ROWS,
@@ -80,7 +80,6 @@ def _factor_and_addend(builder: Builder, scales: Any) -> Iterator[Any]:
 
 def _packed_block(builder: Builder, panel: Any, scales: Any, block: Any) -> Iterator[Any]:
     """The lines of one block as UNPACKED_BYTES has them, from the packed panel."""
-    fetch_ahead(builder, FACTORED, panel, block)
     yield from unpack_ir(builder, FACTORED, _place(builder, panel, block, BLOCK_BYTES[FACTORED]))
     yield from _factor_and_addend(builder, _place(builder, scales, block, SCALE_BYTES[FACTORED]))
 
@@ -108,16 +107,18 @@ def _unpack(context: Any, panel: Any, num_blocks: Any, target: Any) -> Any:
 
 @intrinsic
 def _multiply_blocks(
-    context: Any, form: Any, joined: Any, rows: Any, weights: Any, scales: Any, num_blocks: Any, x: Any, sums: Any,
-    partial: Any,
+    context: Any, form: Any, joined: Any, rows: Any, weights: Any, scales_or_next: Any, num_blocks: Any, x: Any,
+    sums: Any, partial: Any,
 ) -> Any:  # fmt: skip
     """`rows` rows without outliers times some blocks of a panel into `partial` [row][16 outputs], added to what is
-    there when `joined`. `weights`: blocks as `_unpack` leaves them, or packed, with `scales`."""
+    there when `joined`.
+
+    `weights`: blocks as `_unpack` leaves them, and where those of the next panel lie; or packed, and their scales."""
     kind, with_partial, count = form.literal_value, joined.literal_value, rows.literal_value
     pairs = PAIRS["avx2"]
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, _, weights_, scales_, blocks_, x_, sums_, partial_ = args
+        _, _, _, weights_, scales_or_next_, blocks_, x_, sums_, partial_ = args
         accs = [cgutils.alloca_once(b, I32_LANES) for _ in range(count)]
         for r, acc in enumerate(accs):
             b.store(ir.Constant(I32_LANES, [0] * LANES), acc)
@@ -126,8 +127,11 @@ def _multiply_blocks(
         with cgutils.for_range(b, blocks_) as loop:
             if kind == UNPACKED:
                 lines = _ready_block(b, _place(b, weights_, loop.index, UNPACKED_BYTES))
+                # Here, while there is much to compute: to unpack is only to read.
+                fetch_ahead(b, FACTORED, scales_or_next_, loop.index, 0)
             else:
-                lines = _packed_block(b, weights_, scales_, loop.index)
+                lines = _packed_block(b, weights_, scales_or_next_, loop.index)
+                fetch_ahead(b, FACTORED, weights_, loop.index)
             rows_at = block_of_rows(b, OCTETS, x_, loop.index)
             parts: list[Any] = [None] * count
             for group, line in zip(range(8), lines, strict=False):
@@ -235,8 +239,8 @@ def _finish_rows(
 
 @inline
 def _rows_by_blocks(
-    form: int, joined: int, first: int, last: int, weights: int, scales: int, count: int, num_blocks: int, x: int,
-    sums: int, partial: int,
+    form: int, joined: int, first: int, last: int, weights: int, scales_or_next: int, count: int, num_blocks: int,
+    x: int, sums: int, partial: int,
 ) -> None:  # fmt: skip
     row = first
     while row < last:
@@ -247,16 +251,16 @@ def _rows_by_blocks(
             partial + (row - first) * 64,
         )
         if row + 4 <= last:
-            _multiply_blocks(form, joined, 4, weights, scales, count, a, s, p)
+            _multiply_blocks(form, joined, 4, weights, scales_or_next, count, a, s, p)
             row += 4
         elif row + 3 <= last:
-            _multiply_blocks(form, joined, 3, weights, scales, count, a, s, p)
+            _multiply_blocks(form, joined, 3, weights, scales_or_next, count, a, s, p)
             row += 3
         elif row + 2 <= last:
-            _multiply_blocks(form, joined, 2, weights, scales, count, a, s, p)
+            _multiply_blocks(form, joined, 2, weights, scales_or_next, count, a, s, p)
             row += 2
         else:
-            _multiply_blocks(form, joined, 1, weights, scales, count, a, s, p)
+            _multiply_blocks(form, joined, 1, weights, scales_or_next, count, a, s, p)
             row += 1
 
 
@@ -294,19 +298,21 @@ def multiply(
         _finish(PACKED, first, last, 0, panel, num_blocks, x, sums, scales, out, out_stride, add, partial)
         return
     _unpack(panel, num_blocks, unpacked)
+    next_panel = panel_scales + num_blocks * SCALE_BYTES[FACTORED] + ROW_SCALE_BYTES[FACTORED]
     stretches = -(-num_blocks // MAX_BLOCKS)
     each = -(-num_blocks // (2 * stretches)) * 2
     for begin in range(0, num_blocks, each):
         count = min(each, num_blocks - begin)
+        following = next_panel + begin * (BLOCK_BYTES[FACTORED] + SCALE_BYTES[FACTORED])
         w, a, s = (
             unpacked + begin * UNPACKED_BYTES,
             x + begin // 2 * OCTET_STEP_BYTES,
             sums + begin * TILE_SUMS_BYTES,
         )
         if begin == 0:
-            _rows_by_blocks(UNPACKED, 0, first, last, w, 0, count, num_blocks, a, s, partial)
+            _rows_by_blocks(UNPACKED, 0, first, last, w, following, count, num_blocks, a, s, partial)
         else:
-            _rows_by_blocks(UNPACKED, 1, first, last, w, 0, count, num_blocks, a, s, partial)
+            _rows_by_blocks(UNPACKED, 1, first, last, w, following, count, num_blocks, a, s, partial)
     if last - first < ROWS_TO_EXPAND_FOR:
         _finish(
             UNPACKED, first, last, unpacked, panel, num_blocks, x, sums, scales, out, out_stride, add, partial
