@@ -45,7 +45,8 @@ def requests_router(history: History) -> APIRouter:
             )
         if record.ended_at is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(record.reported(), REPORTS_S)
+                async with asyncio.timeout(REPORTS_S):
+                    await record.reported()
         return json_response(record.view(for_admin=caller().is_admin))
 
     return router

@@ -299,7 +299,8 @@ class Generation:
         record.completion_tokens = sum(choice.num_tokens for choice in self.choices)
         if record.cached_tokens is None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(record.reported(), REPORT_WAIT_S)
+                async with asyncio.timeout(REPORT_WAIT_S):
+                    await record.reported()
         cached = record.cached_tokens
         return Usage(
             record.prompt_tokens,

@@ -135,7 +135,8 @@ class Ledger:
             self.enter(entry)
         forget = True
         try:
-            await asyncio.wait_for(self.flush(), within_s)
+            async with asyncio.timeout(within_s):
+                await self.flush()
         except (TimeoutError, SQLAlchemyError, OSError) as error:
             forget = False
             log.warning("%d ledger entries stay in the spool: %r", len(self._pending), error)

@@ -139,7 +139,9 @@ class Quota:
         held_at = time.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause_s)
+                # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with what it waits for.
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
             self._wake.clear()
             await self.flush()
             if time.monotonic() - held_at >= pause_s:

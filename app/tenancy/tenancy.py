@@ -145,7 +145,8 @@ class Tenancy:
         for account in list(self._accounts):
             account.enter("cancelled", account.record.completion_tokens)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.quota.flush(), 2.0)
+            async with asyncio.timeout(2.0):
+                await self.quota.flush()
         await self.ledger.close()
         await self._reservations.close()
         await self.database.close()

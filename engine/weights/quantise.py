@@ -13,7 +13,7 @@ MAX_ACTIVATION = 2031
 products with 32 weights of 4 bits fits 16."""
 MAX_OCTET = 127
 """Largest |x| that is no outlier: a signed byte."""
-OUTLIER_MEANS = 5.0
+OUTLIER_MEANS = 4.0
 """How many times the mean |x| of its row an activation for 4-bit weights may be before it is an outlier, unless
 MAX_ACTIVATION asks for larger steps: at most one in so many is one."""
 _ROUNDING = 5
