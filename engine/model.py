@@ -15,7 +15,7 @@ from engine.config import KVLayout, ModelConfig
 from engine.kernels import Progress, amx, choose, products, step, warm
 from engine.kernels.attention import TILE_POSITIONS, scratch_bytes
 from engine.kernels.packing import LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
-from engine.kernels.quantised import SUM_BYTES, TILE_ROWS
+from engine.kernels.quantised import SUM_BYTES, TILE_ROWS, quantised_bytes
 from engine.kernels.team import Team
 from engine.kv_cache import KVCache
 from engine.weights import ModelWeights, load_weights
@@ -210,7 +210,7 @@ class Model:
             plan[step.QKV] = self._hold("qkv", num_rows * qkv_width * 4)
             plan[step.MIXED] = self._hold("mixed", num_rows * heads_width * 4)
             plan[step.GATED] = self._hold("gated", num_rows * config.intermediate_size * 4)
-            plan[step.QUANTISED] = self._hold("quantised", num_rows * -(-widest // 64) * 128)
+            plan[step.QUANTISED] = self._hold("quantised", quantised_bytes(num_rows, widest))
             plan[step.SUMS] = self._hold("sums", num_rows * widest // 32 * SUM_BYTES)
             plan[step.SCALES] = self._hold("scales", num_rows * 4)
         if num_logits > self._num_logits:

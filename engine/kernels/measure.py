@@ -14,7 +14,7 @@ from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, intrinsic, jit, types
 from engine.kernels.matmul import DOT_SMALL, PAIRS
 from engine.kernels.packing import BLOCK, LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
-from engine.kernels.quantised import BY_OCTETS, SUM_BYTES, TILE_ROWS
+from engine.kernels.quantised import BY_OCTETS, SUM_BYTES, TILE_ROWS, quantised_bytes
 from engine.kernels.simd import I32, I32_LANES, I64, splat
 from engine.weights.tensor import Tensor
 
@@ -87,8 +87,7 @@ class Product:
     def __init__(self, isa: Isa, matrix: PackedMatrix, x: NDArray[np.float32]) -> None:
         num_rows, padded = len(x), -(-len(x) // TILE_ROWS) * TILE_ROWS
         self._isa, self._matrix, self._num_rows = isa, matrix, num_rows
-        steps = -(-matrix.num_inputs // 64)
-        self._quantised = aligned(padded * steps * 128)
+        self._quantised = aligned(quantised_bytes(padded, matrix.num_inputs))
         self._sums = aligned(padded * matrix.num_blocks * SUM_BYTES)
         self._scales = aligned(padded * 4)
         self._out = aligned(padded * matrix.num_panels * 64)

@@ -15,7 +15,8 @@ from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.matmul import PAIRS, fetch_ahead, scale_and_store, unpack_ir
 from engine.kernels.packing import BLOCK_BYTES, FACTORED, ROW_SCALE_BYTES, SCALE_BYTES
 from engine.kernels.quantised import (
-    LINE_SHIFT,
+    ENTRIES_OF_LINE,
+    ENTRY_BYTES,
     MANY_ROWS,
     NUM_LISTED,
     OCTET_ROW_BYTES,
@@ -24,7 +25,6 @@ from engine.kernels.quantised import (
     SUM_BYTES,
     SUM_WORD,
     TILE_SUMS_BYTES,
-    VALUE_SHIFT,
     block_of_rows,
     list_place,
     octets_place,
@@ -152,12 +152,14 @@ def _multiply_blocks(
     return types.none(form, joined, rows, *[types.int64] * 6), codegen
 
 
-def _pairs_of_line(builder: Builder, line: Any, ready: Any, panel: Any, scales: Any) -> Any:
-    """D · q + M of two inputs as pairs, see `shorts.expand`, from a panel that was unpacked to `ready`, or packed."""
+def _pairs_of_line(builder: Builder, line_at: Any, ready: Any, panel: Any, scales: Any) -> Any:
+    """D · q + M of two inputs as pairs, see `shorts.expand`, from a panel that was unpacked to `ready`, or packed.
+
+    `line_at`: where its line would lie among expanded ones."""
     b = builder
     block, group, odd = (
-        b.and_(b.lshr(line, ir.Constant(I64, bits)), ir.Constant(I64, mask))
-        for bits, mask in ((4, 0x7FF), (1, 7), (0, 1))
+        b.and_(b.lshr(line_at, ir.Constant(I64, bits)), ir.Constant(I64, mask))
+        for bits, mask in ((10, 0x7FF), (7, 7), (6, 1))
     )
     shift = b.shl(odd, ir.Constant(I64, 3))
     if ready is not None:
@@ -178,16 +180,9 @@ def _pairs_of_line(builder: Builder, line: Any, ready: Any, panel: Any, scales: 
     return b.bitcast(b.add(b.mul(q, factor), addend), I32_LANES)
 
 
-def _entry_if(builder: Builder, here: Any, index: Any, outliers: Any) -> Any:
-    """Entry `index` of a list where `here`, else one whose value is 0."""
-    step, place = (builder.lshr(index, ir.Constant(I64, 4)), builder.and_(index, ir.Constant(I64, 15)))
-    at = _place(builder, _place(builder, outliers, step, OCTET_STEP_BYTES), place, 4)
-    return builder.select(here, simd.load(builder, at, I32, 4), ir.Constant(I32, 0))
-
-
 @intrinsic
 def _finish_rows(
-    context: Any, form: Any, rows: Any, partial: Any, lines: Any, panel: Any, num_blocks: Any, outliers: Any,
+    context: Any, form: Any, rows: Any, partial: Any, lines: Any, panel: Any, num_blocks: Any, lists: Any,
     listed: Any, scales: Any, out: Any, out_stride: Any, add: Any,
 ) -> Any:  # fmt: skip
     """The sums of `rows` rows and their outliers times a panel, scaled, to `out`.
@@ -198,7 +193,7 @@ def _finish_rows(
     kind, count, pairs = form.literal_value, rows.literal_value, PAIRS["avx2"]
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, partial_, lines_, panel_, blocks_, outliers_, listed_, factors_, out_, out_stride_, add_ = args
+        _, _, partial_, lines_, panel_, blocks_, lists_, listed_, factors_, out_, out_stride_, add_ = args
         scales_ = _place(b, panel_, blocks_, BLOCK_BYTES[FACTORED])
         accs = [
             cgutils.alloca_once_value(b, simd.load(b, simd.offset(b, partial_, 64 * r), I32_LANES, 64))
@@ -210,22 +205,22 @@ def _finish_rows(
         most = numbers[0]
         for number in numbers[1:]:
             most = b.select(b.icmp_unsigned(">", number, most), number, most)
-        # The rows' lists side by side: a loop that ends is dear, so it ends once for all of them.
+        # The rows' lists side by side, zeros after the end of the shorter: a loop that ends is dear.
         with cgutils.for_range(b, most) as loop:
-            for r, (acc, number) in enumerate(zip(accs, numbers, strict=True)):
-                own = simd.offset(b, outliers_, OCTET_ROW_BYTES * r)
-                entry = _entry_if(b, b.icmp_unsigned("<", loop.index, number), loop.index, own)
-                line = b.and_(
-                    b.zext(b.lshr(entry, ir.Constant(I32, LINE_SHIFT)), I64), ir.Constant(I64, 0x7FFF)
-                )
+            line, place = (
+                operation(loop.index, ir.Constant(I64, ENTRIES_OF_LINE)) for operation in (b.udiv, b.urem)
+            )
+            first = _place(b, _place(b, lists_, line, OCTET_STEP_BYTES), place, ENTRY_BYTES)
+            for r, acc in enumerate(accs):
+                entry = simd.offset(b, first, OCTET_ROW_BYTES * r)
+                line_at = b.zext(simd.load(b, entry, I32, 4), I64)
                 if kind == EXPANDED:
-                    weights = simd.load(b, _place(b, lines_, line, 64), I32_LANES, 64)
+                    weights = simd.load(b, b.add(lines_, line_at), I32_LANES, 64)
                 else:
                     ready = lines_ if kind == UNPACKED else None
-                    weights = _pairs_of_line(b, line, ready, panel_, scales_)
-                value = b.and_(b.ashr(entry, ir.Constant(I32, VALUE_SHIFT)), ir.Constant(I32, 0xFFFF))
-                moved = b.shl(value, b.and_(entry, ir.Constant(I32, 31)))
-                b.store(pairs(b, b.load(acc), weights, simd.splat(b, moved, I32_LANES)), acc)
+                    weights = _pairs_of_line(b, line_at, ready, panel_, scales_)
+                values = _splat_word(b, simd.offset(b, entry, 4))
+                b.store(pairs(b, b.load(acc), weights, values), acc)
         row_scale = _place(b, scales_, blocks_, SCALE_BYTES[FACTORED])
         for r, acc in enumerate(accs):
             target = b.add(out_, b.mul(out_stride_, ir.Constant(I64, r)))

@@ -6,9 +6,10 @@ Tiles of 16 rows, a step of 64 inputs 128 bytes a row. Three layouts, by what mu
   AMX tiles;
 - SHORTS, 16 bits each: step after step, of each group of 4 inputs the pairs (x0, x2) and (x1, x3), as the even and the
   odd bytes of packed weights come;
-- OCTETS, 8 bits each: step after step, 64 bytes a row, where an outlier, |x| > 127, is 0; then, laid out alike, the
-  rows' lists of their outliers, 32 bits each: x in the upper 12, below it which line of pairs its input is in (inputs 0
-  and 2 of each group of 4, then 1 and 3), and in the lowest 5 by how much it is shifted to meet its half of a pair.
+- OCTETS, 8 bits each: step after step, 64 bytes a row, where an outlier, |x| > 127, is 0; then, by 64 bytes a row as
+  well, the rows' lists of their outliers, zeros from their ends on. An entry is two words: where among lines of 64
+  bytes that of the input begins (inputs 0 and 2 of each group of 4, then 1 and 3), and the pair that is multiplied with
+  it: x in its half, 0 in the other.
 
 Sums of a row over a block, two words: with LIMBS the pair of 16 bits (2 · Σ h, Σ l) and Σ x as a float; with SHORTS Σ x
 as an integer and as a float; with OCTETS Σ x of those that are no outliers, in 16 bits, and the number of outliers of
@@ -39,13 +40,21 @@ ROW_STEP_BYTES = 2 * LIMB_BYTES
 STEP_BYTES = TILE_ROWS * ROW_STEP_BYTES
 OCTET_ROW_BYTES = 64
 OCTET_STEP_BYTES = TILE_ROWS * OCTET_ROW_BYTES
-LISTED_PER_STEP = OCTET_ROW_BYTES // 4
-VALUE_SHIFT, LINE_SHIFT = 20, 5
-"""Where in an entry of the list the value and the line begin."""
+ENTRY_BYTES = 8
+ENTRIES_OF_LINE = 64 // ENTRY_BYTES
+LIST_LINES = 2
+"""Lines of a row's list a step: less than one input in OUTLIER_MEANS, which is at least 4, is an outlier."""
+OCTET_TILE_BYTES = OCTET_STEP_BYTES * (1 + LIST_LINES)
+"""Octets and lists of a tile's rows, a step."""
 SUM_WORD, SUM_FLOAT, NUM_LISTED = 0, 4, 4
 SUM_BYTES = 8
 TILE_SUMS_BYTES = TILE_ROWS * SUM_BYTES
 LIMB_BITS = 5
+
+
+def quantised_bytes(num_rows: int, num_inputs: int) -> int:
+    """Room for so many rows, a multiple of TILE_ROWS, in whichever layout."""
+    return num_rows * -(-num_inputs // 64) * max(ROW_STEP_BYTES, OCTET_TILE_BYTES // TILE_ROWS)
 
 
 @inline
@@ -57,12 +66,12 @@ def tile_place(row: int, num_blocks: int) -> Any:
 @inline
 def octets_place(row: int, num_blocks: int) -> Any:
     """Byte offset of a row's first octet among quantised rows."""
-    return row // TILE_ROWS * ((num_blocks + 1) // 2) * STEP_BYTES + row % TILE_ROWS * OCTET_ROW_BYTES
+    return row // TILE_ROWS * ((num_blocks + 1) // 2) * OCTET_TILE_BYTES + row % TILE_ROWS * OCTET_ROW_BYTES
 
 
 @inline
 def list_place(row: int, num_blocks: int) -> Any:
-    """Byte offset of a row's first outlier among quantised rows."""
+    """Byte offset of a row's first outliers among quantised rows."""
     return octets_place(row, num_blocks) + (num_blocks + 1) // 2 * OCTET_STEP_BYTES
 
 
@@ -118,30 +127,31 @@ def _without_outliers(context: Any, value: Any) -> Any:
 
 
 @inline
-def _list_outliers(first: Any, second: Any, first_input: int, listed: int, target: int) -> Any:
-    """Append the outliers of a block to the list at `target`, `listed` long; how long it is then."""
+def _list_outliers(first: Any, second: Any, first_input: int, listed: int, list_at: int) -> Any:
+    """Append the outliers of a block to the list at `list_at`, `listed` long; how long it is then."""
     outliers = _outliers_of(first) | _outliers_of(second) << LANES
     while outliers:
         lane = simd.lowest_bit(outliers)
         outliers &= outliers - 1
-        at = target + listed // LISTED_PER_STEP * OCTET_STEP_BYTES + listed % LISTED_PER_STEP * 4
+        at = list_at + listed // ENTRIES_OF_LINE * OCTET_STEP_BYTES + listed % ENTRIES_OF_LINE * ENTRY_BYTES
         line, half = (first_input + lane) // 4 * 2 + lane % 2, lane // 2 % 2
-        simd.write_i32(at, simd.lane_of(first, second, lane) << VALUE_SHIFT | line << LINE_SHIFT | half * 16)
+        simd.write_i32(at, line * 64)
+        simd.write_i32(at + 4, (simd.lane_of(first, second, lane) & 0xFFFF) << half * 16)
         listed += 1
     return listed
 
 
 @inline
-def _write_octets(first: Any, second: Any, row: int, block: int, num_blocks: int, sums: int) -> None:
+def _write_octets(first: Any, second: Any, row: int, list_at: int, block: int, sums: int) -> None:
     at, here = row + block // 2 * OCTET_STEP_BYTES + block % 2 * 32, sums + block * TILE_SUMS_BYTES
     kept, kept_second = _without_outliers(first), _without_outliers(second)
     simd.store_i8(at, kept)
     simd.store_i8(at + 16, kept_second)
     simd.write_i32(here + SUM_WORD, simd.total_i32(kept + kept_second) & 0xFFFF)
-    listed, target = 0, row + (num_blocks + 1) // 2 * OCTET_STEP_BYTES
+    listed = 0
     if block > 0:
         listed = simd.read_i32(here - TILE_SUMS_BYTES + NUM_LISTED)
-    simd.write_i32(here + NUM_LISTED, _list_outliers(first, second, block * 32, listed, target))
+    simd.write_i32(here + NUM_LISTED, _list_outliers(first, second, block * 32, listed, list_at))
 
 
 @inline
@@ -181,21 +191,27 @@ def _write_shorts(first: Any, second: Any, row: int, block: int, sums: int) -> N
 
 
 @inline
-def clear_rest(layout: int, row: int, num_blocks: int) -> None:
-    """Before a row's blocks are written: the half of its last step that is no input is zero for who goes by steps."""
-    if num_blocks % 2 and layout != OCTETS:
-        nothing, last = simd.splat_i32(0), row + num_blocks // 2 * STEP_BYTES
+def clear_rest(layout: int, row: int, list_at: int, num_blocks: int) -> None:
+    """Before a row's blocks are written: its list is zeros; the half of its last step that is no input is zero for
+    who goes by steps."""
+    nothing = simd.splat_i32(0)
+    if layout == OCTETS:
+        for line in range((num_blocks + 1) // 2 * LIST_LINES):
+            simd.store_i32(list_at + line * OCTET_STEP_BYTES, nothing)
+    elif num_blocks % 2:
+        last = row + num_blocks // 2 * STEP_BYTES
         simd.store_i32(last, nothing)
         simd.store_i32(last + 64, nothing)
 
 
 @inline
 def write_block(
-    layout: int, first: Any, second: Any, row: int, block: int, num_blocks: int, sums: int
+    layout: int, first: Any, second: Any, row: int, list_at: int, block: int, sums: int
 ) -> None:
-    """Block `block` of a row: 2 · 16 integers into the row, which begins at `row`, their sums to its sums at `sums`."""
+    """Block `block` of a row: 2 · 16 integers into the row, which begins at `row`, their sums to its sums at `sums`;
+    of OCTETS the outliers to its list at `list_at`."""
     if layout == OCTETS:
-        _write_octets(first, second, row, block, num_blocks, sums)
+        _write_octets(first, second, row, list_at, block, sums)
     elif layout == SHORTS:
         _write_shorts(first, second, row, block, sums)
     else:

@@ -9,7 +9,7 @@ from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import jit
 from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
-from engine.kernels.quantised import clear_rest, layout_of, row_place, sums_place, write_block
+from engine.kernels.quantised import clear_rest, layout_of, list_place, row_place, sums_place, write_block
 from engine.weights.quantise import MAX_ACTIVATION, MAX_OCTET, OUTLIER_MEANS
 
 MAX_QUANTUM = np.float32(MAX_ACTIVATION)
@@ -47,12 +47,12 @@ def quantise_row(
     simd.write_f32(scales + row * 4, quantum)
     num_blocks, layout = length // 32, layout_of(isa, form, num_rows)
     own, own_sums = quantised + row_place(layout, row, num_blocks), sums + sums_place(row, num_blocks)
-    factor = simd.splat_f32(inverse)
-    clear_rest(layout, own, num_blocks)
+    own_list, factor = quantised + list_place(row, num_blocks), simd.splat_f32(inverse)
+    clear_rest(layout, own, own_list, num_blocks)
     for block in range(num_blocks):
         first = simd.nearest(simd.load_f32(source + block * 128) * factor)
         second = simd.nearest(simd.load_f32(source + block * 128 + 64) * factor)
-        write_block(layout, first, second, own, block, num_blocks, own_sums)
+        write_block(layout, first, second, own, own_list, block, own_sums)
 
 
 @jit
