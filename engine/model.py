@@ -216,6 +216,7 @@ class Model:
         if num_logits > self._num_logits:
             self._num_logits = num_logits
             plan[step.LOGITS] = self._hold("logits", num_logits * self._logits_stride * 4)
+            plan[step.LAST_ROWS] = self._hold("last", num_logits * config.hidden_size * 4)
         if num_positions > self._num_angles:
             self._num_angles = min(max(2 * num_positions, 2048), config.max_context_tokens)
             angles = rotation_table(config, self._num_angles)

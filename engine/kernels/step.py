@@ -2,7 +2,9 @@
 
 Per layer: norm and quantise → Q,K,V → rotate and write KV → attention → quantise → output projection (added
 to the row) → norm and quantise → gate and up with SiLU → quantise → down projection (added). Then the rows
-that want logits: norm and quantise → LM head. A phase of one chunk is done at once by the thread that opens it.
+that want logits: norm and quantise → LM head. Nobody reads what the last layer makes of other rows than those, except
+their KV: from attention on it goes over those alone, gathered. A phase of one chunk is done at once by the thread that
+opens it.
 """
 
 from typing import Any
@@ -36,8 +38,8 @@ from engine.kernels.team import (
 (NUM_LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, EMBEDDING, OUTPUT_NORM, HEAD, LAYERS, ANGLES,
  THREADS, FUTEX, HIDDEN_ROWS, NORMED, QKV, MIXED, GATED, QUANTISED, SUMS, SCALES, LOGITS, LOGITS_STRIDE, SCRATCH,
  SCRATCH_STRIDE, CACHE, BLOCK_BYTES, NUM_ROWS, TOKENS, POSITIONS, ROW_BLOCKS, NUM_LOGIT_ROWS, LOGIT_ROWS, NUM_TILES,
- TILES, CONTROL, TILE_CONFIGS) = range(37)  # fmt: skip
-PLAN_WORDS = 37
+ TILES, CONTROL, TILE_CONFIGS, LAST_ROWS) = range(38)  # fmt: skip
+PLAN_WORDS = 38
 
 # Words of a matrix record, and where a layer's matrices and norms lie in its record.
 FORM, DATA, PANEL_BYTES, NUM_BLOCKS, NUM_PANELS = range(5)
@@ -117,16 +119,27 @@ def _is_matrix(phase: int) -> Any:
     return phase in (MATRIX_QKV, MATRIX_OUTPUT, MATRIX_GATE_UP, MATRIX_DOWN)
 
 
+@inline
+def _wants_logits(plan: int, layer: int, phase: int) -> Any:
+    """Whether a phase goes over the rows that want logits alone, which lie in LAST_ROWS: the end of the last layer."""
+    last = _word(plan, NUM_LAYERS) - 1
+    return layer > last or (layer == last and phase >= QUANTISE_MIXED)
+
+
+@inline
+def _num_rows(plan: int, layer: int, phase: int) -> Any:
+    return _word(plan, NUM_LOGIT_ROWS) if _wants_logits(plan, layer, phase) else _word(plan, NUM_ROWS)
+
+
 @jit
 def num_chunks(plan: int, index: int) -> Any:
     """Chunks of the phase `index` of the step; 0: nothing to do in it."""
-    num_layers, num_rows = _word(plan, NUM_LAYERS), _word(plan, NUM_ROWS)
     layer, phase = index // NUM_PHASES, index % NUM_PHASES
-    if layer == num_layers:
-        wanted = _word(plan, NUM_LOGIT_ROWS)
+    num_rows = _num_rows(plan, layer, phase)
+    if layer == _word(plan, NUM_LAYERS):
         if phase == 0:
-            return _row_chunks(plan, wanted)
-        return _matrix_chunks(plan, wanted, _word(_word(plan, HEAD), NUM_PANELS), 1)
+            return _row_chunks(plan, num_rows)
+        return _matrix_chunks(plan, num_rows, _word(_word(plan, HEAD), NUM_PANELS), 1)
     if phase == ATTEND:
         return _word(plan, NUM_TILES) * _word(plan, KV_HEADS)
     if _is_matrix(phase):
@@ -143,11 +156,10 @@ def _quantise(isa: Isa, plan: int, matrix: int, num_rows: int, row: int, source:
 
 @inline
 def _norm_and_quantise(
-    isa: Isa, plan: int, matrix: int, num_rows: int, source_row: int, row: int, weight: int
+    isa: Isa, plan: int, matrix: int, num_rows: int, row: int, source: int, weight: int
 ) -> None:
     hidden = _word(plan, HIDDEN)
     normed = _word(plan, NORMED) + row * hidden * 4
-    source = _word(plan, HIDDEN_ROWS) + source_row * hidden * 4
     rows.norm_row(source, weight, hidden, simd.read_f32(plan + PLAN_WORDS * 8), normed)
     _quantise(isa, plan, matrix, num_rows, row, normed, hidden)
 
@@ -175,10 +187,20 @@ def _rotate_row(plan: int, layer: int, row: int) -> None:
 
 
 @inline
+def _any_wants_logits(plan: int, first: int, count: int) -> Any:
+    for index in range(_word(plan, NUM_LOGIT_ROWS)):
+        if first <= simd.read_i32(_word(plan, LOGIT_ROWS) + index * 4) < first + count:
+            return True
+    return False
+
+
+@inline
 def _attend(isa: Isa, plan: int, layer: int, chunk: int, scratch: int) -> None:
     heads, kv_heads, head_dim = _word(plan, HEADS), _word(plan, KV_HEADS), _word(plan, HEAD_DIM)
     tile = _word(plan, TILES) + chunk // kv_heads * TILE_WORDS * 8
     head, row = chunk % kv_heads, _word(tile, TILE_ROW)
+    if layer == _word(plan, NUM_LAYERS) - 1 and not _any_wants_logits(plan, row, _word(tile, TILE_COUNT)):
+        return
     group = heads // kv_heads
     stride = (heads + 2 * kv_heads) * head_dim * 4
     part_bytes = head_bytes(head_dim)
@@ -243,72 +265,83 @@ def multiply_chunk(
     amx.end(isa)
 
 
+@inline
+def _gather_row(plan: int, row: int) -> Any:
+    """Row `row` of those that want logits to LAST_ROWS; where its attention's results lie."""
+    source = simd.read_i32(_word(plan, LOGIT_ROWS) + row * 4)
+    row_bytes = _word(plan, HIDDEN) * 4
+    own, target = _word(plan, HIDDEN_ROWS) + source * row_bytes, _word(plan, LAST_ROWS) + row * row_bytes
+    for at in range(0, row_bytes, 64):
+        simd.store_f32(target + at, simd.load_f32(own + at))
+    return _word(plan, MIXED) + source * _word(plan, HEADS) * _word(plan, HEAD_DIM) * 4
+
+
+@inline
+def _run_matrix(isa: Isa, plan: int, layer: int, phase: int, chunk: int, scratch: int) -> None:
+    matrix = _word(plan, LAYERS) + (layer * LAYER_WORDS + _matrix_of(phase)) * 8
+    unit, add, out, stride = 1, 1, _hidden_rows(plan, layer, phase), _word(plan, HIDDEN) * 4
+    if phase == MATRIX_QKV:
+        add, out = 0, _word(plan, QKV)
+        stride = (_word(plan, HEADS) + 2 * _word(plan, KV_HEADS)) * _word(plan, HEAD_DIM) * 4
+    elif phase == MATRIX_GATE_UP:
+        unit, add, out, stride = 2, 0, _word(plan, GATED), _word(plan, INTERMEDIATE) * 4
+    multiply_chunk(isa, plan, matrix, _num_rows(plan, layer, phase), chunk, unit, out, stride, add, scratch)
+
+
+@inline
+def _hidden_rows(plan: int, layer: int, phase: int) -> Any:
+    return _word(plan, LAST_ROWS) if _wants_logits(plan, layer, phase) else _word(plan, HIDDEN_ROWS)
+
+
+@inline
+def _run_row(isa: Isa, plan: int, layer: int, phase: int, num_rows: int, row: int) -> None:
+    record = _word(plan, LAYERS) + layer * LAYER_WORDS * 8
+    here = _hidden_rows(plan, layer, phase) + row * _word(plan, HIDDEN) * 4
+    if phase == NORM_QKV:
+        if layer == 0:
+            rows.embed(_word(plan, EMBEDDING), simd.read_i32(_word(plan, TOKENS) + row * 4), here)
+        matrix = record + LAYER_QKV * 8
+        _norm_and_quantise(isa, plan, matrix, num_rows, row, here, _word(record, ATTENTION_NORM))
+    elif phase == ROTATE:
+        _rotate_row(plan, layer, row)
+    elif phase == QUANTISE_MIXED:
+        width = _word(plan, HEADS) * _word(plan, HEAD_DIM)
+        source = _word(plan, MIXED) + row * width * 4
+        if _wants_logits(plan, layer, phase):
+            source = _gather_row(plan, row)
+        _quantise(isa, plan, record + LAYER_OUTPUT * 8, num_rows, row, source, width)
+    elif phase == NORM_GATE_UP:
+        matrix = record + LAYER_GATE_UP * 8
+        _norm_and_quantise(isa, plan, matrix, num_rows, row, here, _word(record, FEED_FORWARD_NORM))
+    else:
+        width = _word(plan, INTERMEDIATE)
+        source = _word(plan, GATED) + row * width * 4
+        _quantise(isa, plan, record + LAYER_DOWN * 8, num_rows, row, source, width)
+
+
 @jit
 def run_chunk(isa: Isa, plan: int, index: int, chunk: int, scratch: int) -> None:
     """Do chunk `chunk` of phase `index`."""
-    num_rows, hidden, layer, phase = (
-        _word(plan, NUM_ROWS),
-        _word(plan, HIDDEN),
-        index // NUM_PHASES,
-        index % NUM_PHASES,
-    )
+    layer, phase = index // NUM_PHASES, index % NUM_PHASES
+    num_rows = _num_rows(plan, layer, phase)
+    per_chunk = _rows_per_chunk(plan, num_rows)
+    chunk_rows = range(chunk * per_chunk, min((chunk + 1) * per_chunk, num_rows))
     if layer == _word(plan, NUM_LAYERS):
-        wanted = _word(plan, NUM_LOGIT_ROWS)
+        head = _word(plan, HEAD)
         if phase == 0:
-            per_chunk = _rows_per_chunk(plan, wanted)
-            for row in range(chunk * per_chunk, min((chunk + 1) * per_chunk, wanted)):
-                source = simd.read_i32(_word(plan, LOGIT_ROWS) + row * 4)
-                _norm_and_quantise(
-                    isa, plan, _word(plan, HEAD), wanted, source, row, _word(plan, OUTPUT_NORM)
-                )
+            for row in chunk_rows:
+                source = _word(plan, LAST_ROWS) + row * _word(plan, HIDDEN) * 4
+                _norm_and_quantise(isa, plan, head, num_rows, row, source, _word(plan, OUTPUT_NORM))
         else:
-            head = _word(plan, HEAD)
-            multiply_chunk(
-                isa, plan, head, wanted, chunk, 1, _word(plan, LOGITS), _word(plan, LOGITS_STRIDE), 0, scratch
-            )
-        return
-    record = _word(plan, LAYERS) + layer * LAYER_WORDS * 8
-    if phase == ATTEND:
+            out, stride = _word(plan, LOGITS), _word(plan, LOGITS_STRIDE)
+            multiply_chunk(isa, plan, head, num_rows, chunk, 1, out, stride, 0, scratch)
+    elif phase == ATTEND:
         _attend(isa, plan, layer, chunk, scratch)
     elif _is_matrix(phase):
-        matrix = record + _matrix_of(phase) * 8
-        unit, add, out, stride = 1, 1, _word(plan, HIDDEN_ROWS), hidden * 4
-        if phase == MATRIX_QKV:
-            add, out = 0, _word(plan, QKV)
-            stride = (_word(plan, HEADS) + 2 * _word(plan, KV_HEADS)) * _word(plan, HEAD_DIM) * 4
-        elif phase == MATRIX_GATE_UP:
-            unit, add, out, stride = 2, 0, _word(plan, GATED), _word(plan, INTERMEDIATE) * 4
-        multiply_chunk(isa, plan, matrix, num_rows, chunk, unit, out, stride, add, scratch)
+        _run_matrix(isa, plan, layer, phase, chunk, scratch)
     else:
-        per_chunk = _rows_per_chunk(plan, num_rows)
-        for row in range(chunk * per_chunk, min((chunk + 1) * per_chunk, num_rows)):
-            if phase == NORM_QKV:
-                if layer == 0:
-                    token = simd.read_i32(_word(plan, TOKENS) + row * 4)
-                    rows.embed(_word(plan, EMBEDDING), token, _word(plan, HIDDEN_ROWS) + row * hidden * 4)
-                _norm_and_quantise(
-                    isa, plan, record + LAYER_QKV * 8, num_rows, row, row, _word(record, ATTENTION_NORM)
-                )
-            elif phase == ROTATE:
-                _rotate_row(plan, layer, row)
-            elif phase == QUANTISE_MIXED:
-                width = _word(plan, HEADS) * _word(plan, HEAD_DIM)
-                source = _word(plan, MIXED) + row * width * 4
-                _quantise(isa, plan, record + LAYER_OUTPUT * 8, num_rows, row, source, width)
-            elif phase == NORM_GATE_UP:
-                _norm_and_quantise(
-                    isa,
-                    plan,
-                    record + LAYER_GATE_UP * 8,
-                    num_rows,
-                    row,
-                    row,
-                    _word(record, FEED_FORWARD_NORM),
-                )
-            else:
-                width = _word(plan, INTERMEDIATE)
-                source = _word(plan, GATED) + row * width * 4
-                _quantise(isa, plan, record + LAYER_DOWN * 8, num_rows, row, source, width)
+        for row in chunk_rows:
+            _run_row(isa, plan, layer, phase, num_rows, row)
 
 
 @inline
