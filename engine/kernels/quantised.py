@@ -12,8 +12,8 @@ Tiles of 16 rows, a step of 64 inputs 128 bytes a row. Three layouts, by what mu
   it: x in its half, 0 in the other.
 
 Sums of a row over a block, two words: with LIMBS the pair of 16 bits (2 · Σ h, Σ l) and Σ x as a float; with SHORTS Σ x
-as an integer and as a float; with OCTETS Σ x of those that are no outliers, in 16 bits, and the number of outliers of
-this and all blocks before.
+as an integer and as a float; with OCTETS Σ x of those that are no outliers, in 16 bits, and which of the block's inputs
+are, as bits; in the last block how many of the row are.
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ LIST_LINES = 2
 """Lines of a row's list a step: less than one input in OUTLIER_MEANS, which is at least 4, is an outlier."""
 OCTET_TILE_BYTES = OCTET_STEP_BYTES * (1 + LIST_LINES)
 """Octets and lists of a tile's rows, a step."""
-SUM_WORD, SUM_FLOAT, NUM_LISTED = 0, 4, 4
+SUM_WORD, SUM_FLOAT, OUTLIER_BITS, NUM_LISTED = 0, 4, 4, 4
 SUM_BYTES = 8
 TILE_SUMS_BYTES = TILE_ROWS * SUM_BYTES
 LIMB_BITS = 5
@@ -127,31 +127,35 @@ def _without_outliers(context: Any, value: Any) -> Any:
 
 
 @inline
-def _list_outliers(first: Any, second: Any, first_input: int, listed: int, list_at: int) -> Any:
-    """Append the outliers of a block to the list at `list_at`, `listed` long; how long it is then."""
-    outliers = _outliers_of(first) | _outliers_of(second) << LANES
-    while outliers:
-        lane = simd.lowest_bit(outliers)
-        outliers &= outliers - 1
-        at = list_at + listed // ENTRIES_OF_LINE * OCTET_STEP_BYTES + listed % ENTRIES_OF_LINE * ENTRY_BYTES
-        line, half = (first_input + lane) // 4 * 2 + lane % 2, lane // 2 % 2
-        simd.write_i32(at, line * 64)
-        simd.write_i32(at + 4, (simd.lane_of(first, second, lane) & 0xFFFF) << half * 16)
-        listed += 1
-    return listed
-
-
-@inline
-def _write_octets(first: Any, second: Any, row: int, list_at: int, block: int, sums: int) -> None:
+def _write_octets(first: Any, second: Any, row: int, block: int, sums: int) -> None:
     at, here = row + block // 2 * OCTET_STEP_BYTES + block % 2 * 32, sums + block * TILE_SUMS_BYTES
     kept, kept_second = _without_outliers(first), _without_outliers(second)
     simd.store_i8(at, kept)
     simd.store_i8(at + 16, kept_second)
     simd.write_i32(here + SUM_WORD, simd.total_i32(kept + kept_second) & 0xFFFF)
+    simd.write_i32(here + OUTLIER_BITS, _outliers_of(first) | _outliers_of(second) << LANES)
+
+
+@inline
+def list_outliers(source: int, factor: float, list_at: int, num_blocks: int, sums: int) -> None:
+    """Once a row's blocks are written as OCTETS: its outliers, floats at `source` times `factor`, to its list."""
     listed = 0
-    if block > 0:
-        listed = simd.read_i32(here - TILE_SUMS_BYTES + NUM_LISTED)
-    simd.write_i32(here + NUM_LISTED, _list_outliers(first, second, block * 32, listed, list_at))
+    # Two blocks at once: a loop that ends is dear.
+    for block in range(0, num_blocks, 2):
+        here = sums + block * TILE_SUMS_BYTES + OUTLIER_BITS
+        outliers = simd.read_i32(here) & 0xFFFFFFFF
+        if block + 1 < num_blocks:
+            outliers |= simd.read_i32(here + TILE_SUMS_BYTES) << 32
+        while outliers:
+            index = block * 32 + simd.lowest_bit(outliers)
+            outliers &= outliers - 1
+            at = list_at + (listed >> 3) * OCTET_STEP_BYTES + (listed & 7) * ENTRY_BYTES
+            value = simd.nearest_one(simd.read_f32(source + index * 4) * factor)
+            line, half = index >> 2 << 1 | index & 1, index >> 1 & 1
+            simd.write_i32(at, line * 64)
+            simd.write_i32(at + 4, (value & 0xFFFF) << half * 16)
+            listed += 1
+    simd.write_i32(sums + (num_blocks - 1) * TILE_SUMS_BYTES + NUM_LISTED, listed)
 
 
 @inline
@@ -205,13 +209,10 @@ def clear_rest(layout: int, row: int, list_at: int, num_blocks: int) -> None:
 
 
 @inline
-def write_block(
-    layout: int, first: Any, second: Any, row: int, list_at: int, block: int, sums: int
-) -> None:
-    """Block `block` of a row: 2 · 16 integers into the row, which begins at `row`, their sums to its sums at `sums`;
-    of OCTETS the outliers to its list at `list_at`."""
+def write_block(layout: int, first: Any, second: Any, row: int, block: int, sums: int) -> None:
+    """Block `block` of a row: 2 · 16 integers into the row, which begins at `row`, their sums to its sums at `sums`."""
     if layout == OCTETS:
-        _write_octets(first, second, row, list_at, block, sums)
+        _write_octets(first, second, row, block, sums)
     elif layout == SHORTS:
         _write_shorts(first, second, row, block, sums)
     else:

@@ -9,7 +9,16 @@ from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import jit
 from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
-from engine.kernels.quantised import clear_rest, layout_of, list_place, row_place, sums_place, write_block
+from engine.kernels.quantised import (
+    OCTETS,
+    clear_rest,
+    layout_of,
+    list_outliers,
+    list_place,
+    row_place,
+    sums_place,
+    write_block,
+)
 from engine.weights.quantise import MAX_ACTIVATION, MAX_OCTET, OUTLIER_MEANS
 
 MAX_QUANTUM = np.float32(MAX_ACTIVATION)
@@ -52,7 +61,9 @@ def quantise_row(
     for block in range(num_blocks):
         first = simd.nearest(simd.load_f32(source + block * 128) * factor)
         second = simd.nearest(simd.load_f32(source + block * 128 + 64) * factor)
-        write_block(layout, first, second, own, own_list, block, own_sums)
+        write_block(layout, first, second, own, block, own_sums)
+    if layout == OCTETS:
+        list_outliers(source, inverse, own_list, num_blocks, own_sums)
 
 
 @jit

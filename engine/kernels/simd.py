@@ -314,33 +314,33 @@ def total_i32(context: Any, x: Any) -> Any:
 
 
 @intrinsic
-def lane_of(context: Any, x: Any, y: Any, lane: Any) -> Any:
-    """One lane of two vectors, those of `y` counted from 16 on."""
-    both = ir.Constant(ir.VectorType(I32, 2 * LANES), list(range(2 * LANES)))
-
-    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
-        return b.sext(b.extract_element(b.shuffle_vector(a[0], a[1], both), a[2]), I64)
-
-    return types.int64(i32x16, i32x16, types.int64), codegen
-
-
-@intrinsic
 def lowest_bit(context: Any, bits: Any) -> Any:
     """Which bit is the lowest that is set; one is."""
     flag = ir.Constant(ir.IntType(1), 1)
     return types.int64(types.int64), lambda _c, b, _s, a: call(b, "llvm.cttz.i64", I64, [a[0], flag])
 
 
+MAGIC = 12582912.0
+"""1.5 · 2^23: a float of that size has no room for a fraction."""
+
+
+def _nearest_ir(builder: Builder, x: Any, magic: Any, integers: Any) -> Any:
+    shifted = builder.bitcast(builder.fadd(x, magic), integers)
+    return builder.sub(shifted, builder.bitcast(magic, integers))
+
+
 @intrinsic
 def nearest(context: Any, x: Any) -> Any:
     """Nearest integer, ties to even; |x| < 2^22."""
+    magic = ir.Constant(F32_LANES, [MAGIC] * LANES)
+    return i32x16(f32x16), lambda _c, b, _s, a: _nearest_ir(b, a[0], magic, I32_LANES)
 
-    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
-        magic = ir.Constant(F32_LANES, [12582912.0] * LANES)
-        shifted = b.bitcast(b.fadd(a[0], magic), I32_LANES)
-        return b.sub(shifted, b.bitcast(magic, I32_LANES))
 
-    return i32x16(f32x16), codegen
+@intrinsic
+def nearest_one(context: Any, x: Any) -> Any:
+    """`nearest` of one float."""
+    magic = ir.Constant(F32, MAGIC)
+    return types.int64(types.float32), lambda _c, b, _s, a: b.sext(_nearest_ir(b, a[0], magic, I32), I64)
 
 
 @intrinsic
