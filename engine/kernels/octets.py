@@ -62,6 +62,14 @@ def bytes_products(builder: Builder, unsigned: Any, signed: Any) -> Any:
     return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, 32), list(range(32))))
 
 
+def _fetch_next_rows(builder: Builder, rows: Any, block: Any) -> None:
+    """Fetch a step's octets of the four rows that come next in a tile, two of them with each of its blocks."""
+    # A row's second block begins 32 bytes after its first.
+    odd = builder.mul(builder.and_(block, ir.Constant(I64, 1)), ir.Constant(I64, 2 * OCTET_ROW_BYTES - 32))
+    for row in (4, 5):
+        simd.prefetch(builder, builder.add(simd.offset(builder, rows, OCTET_ROW_BYTES * row), odd), cache=1)
+
+
 def _place(builder: Builder, base: Any, index: Any, num_bytes: int) -> Any:
     return builder.add(base, builder.mul(index, ir.Constant(I64, num_bytes)))
 
@@ -133,6 +141,8 @@ def _multiply_blocks(
                 lines = _packed_block(b, weights_, scales_or_next_, loop.index)
                 fetch_ahead(b, FACTORED, weights_, loop.index)
             rows_at = block_of_rows(b, OCTETS, x_, loop.index)
+            if kind == UNPACKED:
+                _fetch_next_rows(b, rows_at, loop.index)
             parts: list[Any] = [None] * count
             for group, line in zip(range(8), lines, strict=False):
                 for r in range(count):

@@ -74,9 +74,10 @@ def offset(builder: Builder, address: Any, num_bytes: int) -> Any:
     return builder.add(address, ir.Constant(I64, num_bytes)) if num_bytes else address
 
 
-def prefetch(builder: Builder, address: Any) -> None:
-    """Ask for the cache line at an address, which may be anywhere: nothing fails, nothing waits."""
-    read, keep, data = (ir.Constant(I32, value) for value in (0, 2, 1))
+def prefetch(builder: Builder, address: Any, *, cache: int = 2) -> None:
+    """Ask for the line at an address, which may be anywhere, into the first or second cache: nothing fails, nothing
+    waits."""
+    read, keep, data = (ir.Constant(I32, value) for value in (0, 4 - cache, 1))
     args = [builder.inttoptr(address, POINTER), read, keep, data]
     call(builder, "llvm.prefetch.p0", ir.VoidType(), args)
 
