@@ -70,7 +70,12 @@ class PrefillInstance:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         blocks = BlockManager(max(1, machine.prefill_kv_tokens // machine.block_tokens), machine.block_tokens)
-        limits = Limits(max_running=UNLIMITED, max_waiting=UNLIMITED, max_step_tokens=machine.max_step_tokens)
+        limits = Limits(
+            max_running=UNLIMITED,
+            max_waiting=UNLIMITED,
+            max_step_tokens=machine.max_step_tokens,
+            fills_steps=machine.fills_steps,
+        )
         self.scheduler: Scheduler[Job] = Scheduler(blocks, limits)
         self.busy = False
         self.busy_s = 0.0

@@ -45,6 +45,10 @@ class Machine(Protocol):
         """Prompt tokens of a prefill step at most."""
 
     @property
+    def fills_steps(self) -> bool:
+        """Whether prompts join in a prefill step until it is full."""
+
+    @property
     def prefill_kv_tokens(self) -> int:
         """Tokens whose KV a prefill instance holds."""
 
@@ -85,6 +89,7 @@ class SupernodeMachine:
     kv_bytes_per_token: int = r1.KV_BYTES_PER_TOKEN
     block_tokens: int = TRACE_BLOCK_TOKENS
     shares_cores: bool = False
+    fills_steps: bool = True
     tokens_per_decode_step: float = field(init=False)
     max_step_tokens: int = field(init=False)
     prefill_kv_tokens: int = field(init=False)

@@ -103,6 +103,11 @@ class LiveMachine:
         return self.profile.max_step_tokens
 
     @property
+    def fills_steps(self) -> bool:
+        """A prefill worker's steps end with rows enough."""
+        return False
+
+    @property
     def prefill_kv_tokens(self) -> int:
         """Tokens that a prefill worker's cache holds."""
         return self.profile.prefill_kv_tokens

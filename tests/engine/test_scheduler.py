@@ -69,6 +69,21 @@ def test_a_long_prompt_goes_in_chunks_and_oldest_first() -> None:
     assert rows(run(scheduler)) == [("a", 1), ("b", 1)]
 
 
+def test_a_prompt_does_not_join_those_that_are_enough() -> None:
+    # By the prior a step's fixed 3 ms are 6 rows of 0.5 ms: 7 · 6 = 42 rows are enough.
+    scheduler = make(max_step_tokens=128)
+    begin(scheduler, item("a", 44), *(item(name, 20, at) for at, name in enumerate("bcde", start=1)))
+    assert rows(scheduler.plan()) == [("a", 44)]
+    scheduler.remove(scheduler.running[0])
+    assert rows(scheduler.plan()) == [("b", 20), ("c", 20), ("d", 20)]
+
+
+def test_a_step_is_filled_where_that_is_wanted() -> None:
+    scheduler = make(max_step_tokens=128, fills_steps=True)
+    begin(scheduler, item("a", 44, 1.0), item("b", 20, 2.0))
+    assert rows(scheduler.plan()) == [("a", 44), ("b", 20)]
+
+
 def test_chunks_end_with_a_block() -> None:
     scheduler = make(max_step_tokens=10)
     begin(scheduler, item("a", 30))

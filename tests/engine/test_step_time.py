@@ -48,6 +48,11 @@ def test_rows_that_fit_a_target() -> None:
     assert model.decode_rows_within(0.0001, 500) == 1
 
 
+def test_rows_that_are_enough_for_a_step() -> None:
+    # 7 · 2 ms of prefill rows at 0.125 ms
+    assert trained().enough_prefill_rows() == pytest.approx(112, abs=6)
+
+
 def test_coefficients_are_never_negative() -> None:
     model = StepTimeModel()
     for _ in range(50):
