@@ -212,6 +212,11 @@ class Lifecycle:
         elif handoff is not None:
             self._emit(sequence, Prefilled(request_id=request_id, handoff=handoff, report=report))
         self._metrics.finished(reason or "handoff")
+        self._metrics.prompted(
+            num_local=report.local_tokens,
+            num_fetched=report.cached_tokens - report.local_tokens,
+            num_computed=sequence.num_prompt - report.cached_tokens,
+        )
         self._trace(sequence)
 
     def _run(self, sequence: Sequence, job: Job | None) -> None:

@@ -25,6 +25,18 @@ class WorkerMetrics:
         self.num_requests_waiting = self._gauge(
             "vllm:num_requests_waiting", "Sequences waiting for admission"
         )
+        self._waiting_by_reason = Gauge(
+            "vllm:num_requests_waiting_by_reason",
+            "Sequences that wait for room (capacity) or for KV on its way (deferred)",
+            [*self._labels, "reason"],
+            registry=self.registry,
+        )
+        self._cache_config = Gauge(
+            "vllm:cache_config_info",
+            "How the KV cache is laid out",
+            [*self._labels, "block_size", "num_gpu_blocks"],
+            registry=self.registry,
+        )
         self.kv_cache_usage_perc = self._gauge(
             "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1"
         )
@@ -32,6 +44,12 @@ class WorkerMetrics:
             "cloudmatrix_kv_blocks_idle", "Cached KV blocks that nobody uses now"
         )
         self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of sequences begun here")
+        self._prompt_tokens_by_source = Counter(
+            "vllm:prompt_tokens_by_source",
+            "Prompt tokens of ended requests by where their KV came from",
+            [*self._labels, "source"],
+            registry=self.registry,
+        )
         self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated")
         self.computed_tokens = self._counter("cloudmatrix_computed_tokens", "Rows run through the model")
         self.prefix_cache_queries = self._counter(
@@ -97,14 +115,32 @@ class WorkerMetrics:
         *,
         running: Callable[[], float],
         waiting: Callable[[], float],
+        loading: Callable[[], float],
         usage: Callable[[], float],
         idle_blocks: Callable[[], float],
     ) -> None:
         """Read the gauges when they are asked for instead of setting them every step."""
         self.num_requests_running.set_function(running)
         self.num_requests_waiting.set_function(waiting)
+        for reason, number in (("capacity", waiting), ("deferred", loading)):
+            self._waiting_by_reason.labels(**self._labels, reason=reason).set_function(number)
         self.kv_cache_usage_perc.set_function(usage)
         self.kv_blocks_idle.set_function(idle_blocks)
+
+    def laid_out(self, *, block_tokens: int, num_blocks: int) -> None:
+        """The KV cache has so many blocks; vLLM's dashboards look for them under the name of its GPU."""
+        labels = {"block_size": str(block_tokens), "num_gpu_blocks": str(num_blocks)}
+        self._cache_config.labels(**self._labels, **labels).set(1)
+
+    def prompted(self, *, num_local: int, num_fetched: int, num_computed: int) -> None:
+        """Of the prompt of a request that is over, so many tokens' KV was here, came from the pool, was computed."""
+        sources = {
+            "local_cache_hit": num_local,
+            "external_kv_transfer": num_fetched,
+            "local_compute": num_computed,
+        }
+        for source, number in sources.items():
+            self._prompt_tokens_by_source.labels(**self._labels, source=source).inc(number)
 
     def stepped(self, num_rows: int, seconds: float) -> None:
         """An engine step was run."""

@@ -66,6 +66,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     the shared region (`memory_pool.keys`).
     `expires_in_s`: how long from receipt the work may still wait unstarted; None is for ever.
     `traceparent`: W3C Trace Context of the span that this work belongs under; empty when it is not traced.
+    `tracestate`: what came with it.
     """
 
     request_id: str
@@ -80,6 +81,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     expires_in_s: float | None = None
     priority: int = 0
     traceparent: str = ""
+    tracestate: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):

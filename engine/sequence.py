@@ -115,6 +115,7 @@ class Sequence:
     """Where its grammar stands, behind `tokens`."""
     traceparent: str = ""
     """The span that this belongs under; empty when it is not traced."""
+    tracestate: str = ""
 
     @classmethod
     def from_submit(
@@ -155,6 +156,7 @@ class Sequence:
             prompt_set=frozenset(submit.prompt_tokens) if sampling.repetition_penalty != 1.0 else None,
             matcher=matcher,
             traceparent=submit.traceparent,
+            tracestate=submit.tracestate,
         )
 
     @property

@@ -16,7 +16,7 @@ STAYS = {"prefill": "worker.prefill", "decode": "worker.decode", "both": "worker
 
 def spans_of(sequence: Sequence, report: Report, error: str | None) -> list[Span]:
     """The spans of a sequence that is over; none when its trace is not recorded."""
-    context = context_of(sequence.traceparent)
+    context = context_of(sequence.traceparent, sequence.tracestate)
     if context is None:
         return []
     stay: dict[str, Attribute | None] = {

@@ -147,9 +147,11 @@ class Worker:
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="step")
         self._masks = Masks()
         self._is_stopped = False
+        metrics.laid_out(block_tokens=self._blocks.block_tokens, num_blocks=num_blocks)
         metrics.watch(
             running=lambda: self.load().running,
             waiting=lambda: self.load().waiting,
+            loading=lambda: len(self._scheduler.loading),
             usage=lambda: self._blocks.num_used / num_blocks,
             idle_blocks=lambda: self._blocks.num_idle,
         )

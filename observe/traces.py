@@ -17,17 +17,20 @@ Mode = Literal["off", "console", "otlp"]
 Kind = Literal["internal", "server", "client"]
 Attribute = str | int | float | bool | tuple[str, ...]
 
-incoming: ContextVar[str] = ContextVar("incoming", default="")
-"""The `traceparent` that came with the call being served; empty without one."""
+incoming: ContextVar[tuple[str, str]] = ContextVar("incoming", default=("", ""))
+"""The `traceparent` and the `tracestate` that came with the call being served; empty without them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """A span's name in the world: 16 bytes for the trace, 8 for the span; `parent_id` is None at the root."""
+    """A span's name in the world: 16 bytes for the trace, 8 for the span; `parent_id` is None at the root.
+
+    `state`: what vendors on the way here said of the trace (`tracestate`), handed on as it came."""
 
     trace_id: int
     span_id: int
     parent_id: int | None = None
+    state: str = ""
 
     @property
     def traceparent(self) -> str:
@@ -36,10 +39,10 @@ class TraceContext:
 
     def child(self) -> "TraceContext":
         """A new span below this one."""
-        return TraceContext(self.trace_id, _new_id(8), self.span_id)
+        return TraceContext(self.trace_id, _new_id(8), self.span_id, self.state)
 
 
-def context_of(traceparent: str) -> TraceContext | None:
+def context_of(traceparent: str, tracestate: str = "") -> TraceContext | None:
     """A new span below the caller's, or the root of a new trace without a usable `traceparent`; None when the caller
     has decided that this trace is not recorded (its `sampled` flag is 0)."""
     parts = traceparent.strip().split("-")
@@ -50,7 +53,7 @@ def context_of(traceparent: str) -> TraceContext | None:
     lengths = [len(part) for part in parts[:4]]
     if lengths != [2, 32, 16, 2] or not trace or not parent or version == 255 or (not version and parts[4:]):
         return TraceContext(_new_id(16), _new_id(8))
-    return TraceContext(trace, _new_id(8), parent) if flags & 1 else None
+    return TraceContext(trace, _new_id(8), parent, tracestate.strip()) if flags & 1 else None
 
 
 def _new_id(num_bytes: int) -> int:
@@ -121,12 +124,13 @@ class _Exporting:
 
     def record(self, spans: Sequence[Span], now: float) -> None:
         from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+        from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
         wall_s = time.time() - now
 
-        def name(trace_id: int, span_id: int, *, is_remote: bool) -> SpanContext:
-            return SpanContext(trace_id, span_id, is_remote, TraceFlags(TraceFlags.SAMPLED))
+        def name(context: TraceContext, span_id: int, *, is_remote: bool) -> SpanContext:
+            state = TraceState.from_header([context.state]) if context.state else None
+            return SpanContext(context.trace_id, span_id, is_remote, TraceFlags(TraceFlags.SAMPLED), state)
 
         for span in spans:
             context = span.context
@@ -134,10 +138,10 @@ class _Exporting:
             self._processor.on_end(
                 ReadableSpan(
                     span.name,
-                    context=name(context.trace_id, context.span_id, is_remote=False),
+                    context=name(context, context.span_id, is_remote=False),
                     parent=None
                     if parent_id is None
-                    else name(context.trace_id, parent_id, is_remote=span.kind == "server"),
+                    else name(context, parent_id, is_remote=span.kind == "server"),
                     resource=self._resource,
                     attributes={key: value for key, value in span.attributes.items() if value is not None},
                     kind=SpanKind[span.kind.upper()],

@@ -62,8 +62,7 @@ class Entrance:
         state["request_id"], state["arrived_at"] = request_id, time.monotonic()
         logs.request_id.set(request_id)
         if self._is_traced:
-            traceparent = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
-            traces.incoming.set(traceparent.decode("latin-1"))
+            traces.incoming.set((_header(scope, b"traceparent"), _header(scope, b"tracestate")))
         call = Call(OPERATOR)
         id_header = (b"x-request-id", request_id.encode())
         started = False
@@ -103,6 +102,10 @@ def _tidied(scope: Scope) -> Scope:
     """A slash at the end means nothing, and HEAD is GET whose body the server leaves out."""
     path = scope["path"].rstrip("/") or "/"
     return {**scope, "path": path, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
 def _check_headers(scope: Scope) -> None:

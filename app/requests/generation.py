@@ -6,7 +6,7 @@ begin (admit, look up, start every choice) -> pieces … -> end (exactly once, w
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -35,7 +35,7 @@ from app.text import TextStream
 from engine.protocol import SamplingParams, TokenLogprob, WorkerRecord
 from memory_pool.async_client import AsyncPoolClient
 from memory_pool.keys import DEFAULT_NAMESPACE
-from observe.traces import Tracer, context_of, incoming
+from observe.traces import Attribute, Tracer, context_of, incoming
 
 REPORT_WAIT_S = 1.5
 """How long the usage of an ended answer waits for the worker's word on cached tokens."""
@@ -70,6 +70,21 @@ class Order:
     """Whether answers may hold calls of tools."""
     drops_answers: bool = False
     """Whether nothing but the prompts is wanted: the one token that a worker cannot but make is dropped."""
+
+
+def asked(order: Order) -> dict[str, Attribute]:
+    """What a trace tells of an order, in OpenTelemetry's names: how to generate, never what was said."""
+    sampling = order.sampling[0]
+    told: dict[str, Attribute] = {
+        "gen_ai.request.choice.count": order.n,
+        "gen_ai.request.max_tokens": sampling.max_tokens,
+        "gen_ai.request.seed": sampling.seed,
+        "gen_ai.request.temperature": sampling.temperature,
+        "gen_ai.request.top_p": sampling.top_p,
+        "gen_ai.request.presence_penalty": sampling.presence_penalty,
+        "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
+    }
+    return told | ({"gen_ai.request.top_k": sampling.top_k} if sampling.top_k else {})
 
 
 @dataclass(kw_only=True)
@@ -112,7 +127,7 @@ class Generator:
         try:
             self.gate.check(ticket)
         except GatewayError as error:
-            record.model, record.tenant, record.trace = model.id, who.tenant_id, self._new_trace()
+            record.model, record.tenant, record.trace = model.id, who.tenant_id, self._new_trace({})
             self._turn_away(record, error)
             raise
 
@@ -125,7 +140,7 @@ class Generator:
         record.tenant = order.tenant
         record.prompt_tokens = sum(map(len, order.prompts))
         ticket = new_ticket(order, record.arrived_at)
-        record.trace = self._new_trace()
+        record.trace = self._new_trace(asked(order))
         try:
             account = await self._admit(record, ticket)
         except GatewayError as error:
@@ -140,9 +155,9 @@ class Generator:
             raise
         return generation
 
-    def _new_trace(self) -> RequestTrace | None:
-        context = None if self.tracer is None else context_of(incoming.get())
-        return None if context is None else RequestTrace(context)
+    def _new_trace(self, asked: Mapping[str, Attribute]) -> RequestTrace | None:
+        context = None if self.tracer is None else context_of(*incoming.get())
+        return None if context is None else RequestTrace(context, asked)
 
     def _turn_away(self, record: RequestRecord, error: GatewayError) -> None:
         record.end("failed", time.monotonic(), error.message)

@@ -7,6 +7,7 @@ request ─┬─ pool.lookup, queue, route        the gateway's own
          └─ handoff                          from the end of the one stay to the first token of the next
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from app.requests.record import RequestRecord
@@ -38,10 +39,12 @@ class Stay:
 
 
 class RequestTrace:
-    """Collects the stays of one request. Instants are of the gateway's monotonic clock."""
+    """Collects the stays of one request. Instants are of the gateway's monotonic clock. `asked`: attributes of how it
+    is to be answered."""
 
-    def __init__(self, context: TraceContext) -> None:
+    def __init__(self, context: TraceContext, asked: Mapping[str, Attribute]) -> None:
         self.context = context
+        self._asked = asked
         self.stays: list[Stay] = []
 
     def stay(
@@ -81,6 +84,7 @@ class RequestTrace:
                 kind="server",
                 attributes={
                     **same,
+                    **self._asked,
                     "cloudmatrix.endpoint": record.endpoint,
                     "cloudmatrix.tenant": record.tenant,
                     "cloudmatrix.status": record.status,

@@ -386,6 +386,7 @@ class Dispatch:
                 expires_in_s=expires_in_s,
                 priority=work.ticket.priority,
                 traceparent="" if stay is None else stay.context.traceparent,
+                tracestate="" if stay is None else stay.context.state,
             ),
             self._leg,
         )

@@ -147,6 +147,9 @@ def test_a_pool_hit_gives_the_same_tokens(make_bench: MakeBench, length: int) ->
     report = second.report("a")
     assert (report.cached_tokens, report.local_tokens, report.computed_tokens) == (cached, 0, length - cached)
     assert [t.kind for t in report.transfers if t.kind == "fetch"] == ["fetch"] * (cached // BLOCK_TOKENS)
+    exposed = second.worker.metrics.exposition().decode()
+    for source, number in (("external_kv_transfer", cached), ("local_compute", length - cached)):
+        assert f'source="{source}"}} {float(number)}' in exposed
 
 
 def test_local_blocks_are_shared(make_bench: MakeBench) -> None:

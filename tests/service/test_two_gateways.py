@@ -42,6 +42,7 @@ class Seen:
     attributes: dict[str, str]
     starts_ns: int
     ends_ns: int
+    trace_state: str
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Collector:
                         {a.key: a.value.string_value or str(a.value.int_value) for a in span.attributes},
                         span.start_time_unix_nano,
                         span.end_time_unix_nano,
+                        span.trace_state,
                     )
                 )
 
@@ -184,7 +186,7 @@ def gauge(url: str, name: str) -> float:
 
 def test_one_trace_over_gateway_prefill_pool_and_decode(pair: Pair) -> None:
     trace_id, parent = secrets.token_hex(16), secrets.token_hex(8)
-    headers = {"traceparent": f"00-{trace_id}-{parent}-01"}
+    headers = {"traceparent": f"00-{trace_id}-{parent}-01", "tracestate": "vendor=one,other=two"}
     answer = httpx.post(pair.first + "/v1/completions", json=asked(), headers=headers, timeout=60)
     assert answer.status_code == 200
     # A request, its lookup and queue, two routed stays with a handoff between them, and what either worker did.
@@ -200,6 +202,8 @@ def test_one_trace_over_gateway_prefill_pool_and_decode(pair: Pair) -> None:
     assert request.parent_id == parent
     assert request.attributes["cloudmatrix.request_id"] == answer.headers["x-request-id"]
     assert request.attributes["gen_ai.usage.output_tokens"] == "2"
+    assert request.attributes["gen_ai.request.max_tokens"] == "2"
+    assert {span.trace_state for span in spans()} == {"vendor=one,other=two"}
     # On one span alone: who sums over a trace's spans counts what was used once.
     telling = [s.name for s in spans() if any(name.startswith("gen_ai.usage") for name in s.attributes)]
     assert telling == ["request"]
