@@ -17,7 +17,8 @@ VLLM = {
     "cache_config_info",
     "counter": "prompt_tokens prompt_tokens_by_source generation_tokens prompt_tokens_cached "
     "prefix_cache_queries prefix_cache_hits external_prefix_cache_queries external_prefix_cache_hits "
-    "num_preemptions request_success admission_rejections spec_decode_num_drafts spec_decode_num_draft_tokens spec_decode_num_accepted_tokens",
+    "num_preemptions request_success admission_rejections spec_decode_num_drafts "
+    "spec_decode_num_draft_tokens spec_decode_num_accepted_tokens",
     "histogram": "time_to_first_token_seconds inter_token_latency_seconds request_time_per_output_token_seconds "
     "e2e_request_latency_seconds request_queue_time_seconds request_inference_time_seconds "
     "request_prefill_time_seconds request_decode_time_seconds request_prompt_tokens request_generation_tokens "
