@@ -4,8 +4,9 @@
                  ^__________________________________________|  preempted
 
 * Decode first: every sequence that lacks only its newest token gets a row in each step. Prompts fill what is left of
-  the step's budget in chunks, oldest first, so nobody who reads along waits for someone's long prompt. A prompt does
-  not join others that are worth a step of their own: it would not end sooner, and they would end later.
+  the step's budget in chunks, oldest first, so nobody who reads along waits for someone's long prompt. Where nobody
+  reads along, a prompt does not join others that are worth a step of their own: it would not end sooner, and they
+  would end later.
 * With a TPOT target the budget is what a learned model of step times leaves beside the decode rows, and no more
   sequences are admitted than can decode together within the target.
 * Admission takes all blocks of the known tokens at once and keeps one free block for each running sequence. When
@@ -218,7 +219,8 @@ class Scheduler(Generic[W]):
 
     def _plan_prefill(self, plan: Plan[W]) -> None:
         budget = self._prefill_budget(plan)
-        enough = budget if self.limits.fills_steps else self.step_time.enough_prefill_rows()
+        fills = self.limits.fills_steps or plan.num_decode > 0
+        enough = budget if fills else self.step_time.enough_prefill_rows()
         claimed: set[bytes] = set()
         block_tokens = self.blocks.block_tokens
         for work in [w for w in self.running if w.num_uncomputed > 1]:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 HALF_LIFE_STEPS = 200
 ENOUGH_FIXED = 7
 """Prefill rows are enough when they take this many times a step's fixed time: more would save at most an eighth."""
+MIN_ENOUGH_ROWS = 64
+"""Fewer never are: what is learned of a fixed time is vague where all steps are alike."""
 _PRIOR_WEIGHT = 0.02
 
 
@@ -57,9 +59,9 @@ class StepTimeModel:
         return self.predict(0, num_tokens, attended) - self.predict(0, 0, 0)
 
     def enough_prefill_rows(self) -> int:
-        """Rows of a prefill step from which the weights, read once a step, are read for enough of them; at least 1."""
+        """Rows of a step without decode rows from which the weights, read once a step, are read for enough of them."""
         fixed_s, _, prefill_row_s, _ = (float(c) for c in self._solved())
-        return max(1, int(ENOUGH_FIXED * fixed_s / max(prefill_row_s, 1e-9)))
+        return max(MIN_ENOUGH_ROWS, int(ENOUGH_FIXED * fixed_s / max(prefill_row_s, 1e-9)))
 
     def prefill_rows_within(self, seconds: float, num_decode: int, num_attended: int) -> int:
         """How many prefill rows fit beside the decode rows in a step of `seconds`; 0 when not even those fit."""

@@ -70,18 +70,26 @@ def test_a_long_prompt_goes_in_chunks_and_oldest_first() -> None:
 
 
 def test_a_prompt_does_not_join_those_that_are_enough() -> None:
-    # By the prior a step's fixed 3 ms are 6 rows of 0.5 ms: 7 · 6 = 42 rows are enough.
+    # By the prior a step's fixed 3 ms are 6 rows of 0.5 ms: 7 · 6 = 42 rows would do, fewer than 64 never do.
     scheduler = make(max_step_tokens=128)
-    begin(scheduler, item("a", 44), *(item(name, 20, at) for at, name in enumerate("bcde", start=1)))
-    assert rows(scheduler.plan()) == [("a", 44)]
+    begin(scheduler, item("a", 66), *(item(name, 24, at) for at, name in enumerate("bcde", start=1)))
+    assert rows(scheduler.plan()) == [("a", 66)]
     scheduler.remove(scheduler.running[0])
-    assert rows(scheduler.plan()) == [("b", 20), ("c", 20), ("d", 20)]
+    assert rows(scheduler.plan()) == [("b", 24), ("c", 24), ("d", 24)]
+
+
+def test_beside_decode_rows_prompts_join_as_far_as_there_is_room() -> None:
+    scheduler = make(max_step_tokens=128, mixed_prefill_tokens=100)
+    begin(scheduler, item("reader", 3))
+    run(scheduler)
+    begin(scheduler, item("a", 66, 1.0), item("b", 24, 2.0))
+    assert rows(scheduler.plan()) == [("reader", 1), ("a", 66), ("b", 24)]
 
 
 def test_a_step_is_filled_where_that_is_wanted() -> None:
     scheduler = make(max_step_tokens=128, fills_steps=True)
-    begin(scheduler, item("a", 44, 1.0), item("b", 20, 2.0))
-    assert rows(scheduler.plan()) == [("a", 44), ("b", 20)]
+    begin(scheduler, item("a", 66, 1.0), item("b", 20, 2.0))
+    assert rows(scheduler.plan()) == [("a", 66), ("b", 20)]
 
 
 def test_chunks_end_with_a_block() -> None:
