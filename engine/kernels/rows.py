@@ -23,6 +23,7 @@ from engine.weights.quantise import MAX_ACTIVATION, MAX_OCTET, OUTLIER_MEANS
 
 MAX_QUANTUM = np.float32(MAX_ACTIVATION)
 QUANTA_PER_MEAN = np.float32(MAX_OCTET / OUTLIER_MEANS)
+INFINITY, NOT_A_NUMBER = np.float32(np.inf), np.float32(np.nan)
 ONE = np.float32(1.0)
 ZERO = np.float32(0.0)
 
@@ -42,16 +43,20 @@ def quantise_row(
     """Row `row` of `num_rows`, floats, for weights of `form`: to 12-bit integers, their sums per block of 32 and one
     scale, among those of all rows at `quantised`, `sums` and `scales`, see `quantised.py`.
 
-    For 8-bit weights the largest is MAX_ACTIVATION; for those of 4 bits a byte holds all but outliers.
+    For 8-bit weights the largest is MAX_ACTIVATION; for those of 4 bits a byte holds all but outliers. A row that
+    is not all finite becomes zeros whose scale is not a number, and so is what comes of it.
     """
     top, size = simd.splat_f32(ZERO), simd.splat_f32(ZERO)
     for at in range(0, length * 4, 64):
         magnitude = simd.absolute(simd.load_f32(source + at))
         top, size = simd.larger(magnitude, top), size + magnitude
-    quantum, inverse = simd.largest(top) / MAX_QUANTUM, ZERO
+    quantum, inverse, whole = simd.largest(top) / MAX_QUANTUM, ZERO, simd.total(size)
+    is_finite = whole < INFINITY
     if form == FACTORED:
-        quantum = max(quantum, simd.total(size) / (np.float32(length) * QUANTA_PER_MEAN))
-    if quantum > ZERO:
+        quantum = max(quantum, whole / (np.float32(length) * QUANTA_PER_MEAN))
+    if not is_finite:
+        quantum = NOT_A_NUMBER
+    elif quantum > ZERO:
         inverse = ONE / quantum
     simd.write_f32(scales + row * 4, quantum)
     num_blocks, layout = length // 32, layout_of(isa, form, num_rows)
@@ -59,8 +64,10 @@ def quantise_row(
     own_list, factor = quantised + list_place(row, num_blocks), simd.splat_f32(inverse)
     clear_rest(layout, own, own_list, num_blocks)
     for block in range(num_blocks):
-        first = simd.nearest(simd.load_f32(source + block * 128) * factor)
-        second = simd.nearest(simd.load_f32(source + block * 128 + 64) * factor)
+        first, second = simd.splat_i32(0), simd.splat_i32(0)
+        if is_finite:
+            first = simd.nearest(simd.load_f32(source + block * 128) * factor)
+            second = simd.nearest(simd.load_f32(source + block * 128 + 64) * factor)
         write_block(layout, first, second, own, block, own_sums)
     if layout == OCTETS:
         list_outliers(source, inverse, own_list, num_blocks, own_sums)

@@ -171,6 +171,23 @@ def test_only_wanted_rows_have_logits_and_a_step_may_want_none(model: Model) -> 
     assert got.tobytes() == alone(model, tokens)[[39, 32]].tobytes()
 
 
+def test_a_token_without_numbers_has_none_as_logits_and_spoils_no_other_sequence() -> None:
+    made = weights("q8_0", tied=False)
+    embedding = made.tensors["token_embd"]
+    blocks = embedding.data.reshape(203, -1, 34)
+    blocks[7, :, :2] = np.array([np.inf], np.float16).view(np.uint8)
+    model = Model(made, num_threads=2)
+    try:
+        good, bad = [token for token in tokens_of(5, 20) if token != 7], [3, 4, 7, 5]
+        rows = [(bad, 0, (0,)), (good, 0, (1,))]
+        got = step(model, model.new_cache(BLOCKS), rows, range(len(bad) + len(good)))
+        assert np.isnan(got[2]).all()
+        assert got[:2].tobytes() == alone(model, bad[:2]).tobytes()
+        assert got[4:].tobytes() == alone(model, good).tobytes()
+    finally:
+        model.close()
+
+
 def test_a_block_of_the_cache_is_the_whole_kv_of_its_tokens(model: Model) -> None:
     """A block copied to another cache serves a continuation there with the same bits."""
     tokens, here, there = tokens_of(5, 50), model.new_cache(4), model.new_cache(4)

@@ -174,6 +174,21 @@ def test_a_row_of_zeros_gives_zeros() -> None:
     assert not Product(choose(), packed(tensor), np.zeros((1, 32), np.float32)).run().any()
 
 
+@pytest.mark.parametrize("path", available())
+@pytest.mark.parametrize("kind", ["q4_1", "q8_0", "f32"])
+@pytest.mark.parametrize("num_rows", [2, 64])
+def test_what_is_no_number_stays_none_and_stays_in_its_row(path: str, kind: str, num_rows: int) -> None:
+    matrix = packed(random_tensor(kind, 32, 576, seed=1))
+    x = np.random.default_rng(0).standard_normal((num_rows, 576)).astype(np.float32)
+    expected = Product(choose(path), matrix, x).run().copy()
+    for value, places in ((np.nan, slice(None)), (np.nan, 5), (np.inf, 100), (-np.inf, slice(3, 500))):
+        spoilt = x.copy()
+        spoilt[1, places] = value
+        out = Product(choose(path), matrix, spoilt).run()
+        assert np.isnan(out[1]).all()
+        assert np.delete(out, 1, axis=0).tobytes() == np.delete(expected, 1, axis=0).tobytes()
+
+
 def test_joined_matrices_lie_one_after_another_or_in_turn() -> None:
     first, second = random_tensor("q4_0", 32, 64, seed=1), random_tensor("q4_0", 32, 64, seed=2)
     x = np.random.default_rng(2).standard_normal((3, 64)).astype(np.float32)
