@@ -24,6 +24,8 @@ from engine.weights.quantise import MAX_ACTIVATION, MAX_OCTET, OUTLIER_MEANS
 MAX_QUANTUM = np.float32(MAX_ACTIVATION)
 QUANTA_PER_MEAN = np.float32(MAX_OCTET / OUTLIER_MEANS)
 INFINITY, NOT_A_NUMBER = np.float32(np.inf), np.float32(np.nan)
+TINY = np.float32(2.0**-126)
+"""A smaller step has no reciprocal among floats: its row is zeros."""
 ONE = np.float32(1.0)
 ZERO = np.float32(0.0)
 
@@ -56,7 +58,7 @@ def quantise_row(
         quantum = max(quantum, whole / (np.float32(length) * QUANTA_PER_MEAN))
     if not is_finite:
         quantum = NOT_A_NUMBER
-    elif quantum > ZERO:
+    elif quantum >= TINY:
         inverse = ONE / quantum
     simd.write_f32(scales + row * 4, quantum)
     num_blocks, layout = length // 32, layout_of(isa, form, num_rows)

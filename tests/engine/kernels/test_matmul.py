@@ -189,6 +189,17 @@ def test_what_is_no_number_stays_none_and_stays_in_its_row(path: str, kind: str,
         assert np.delete(out, 1, axis=0).tobytes() == np.delete(expected, 1, axis=0).tobytes()
 
 
+@pytest.mark.parametrize("path", available())
+@pytest.mark.parametrize("kind", ["q4_1", "q8_0", "f32"])
+def test_a_row_too_small_for_a_scale_is_zeros(path: str, kind: str) -> None:
+    # A step would be 10^-38 / 31.75 or less: one over it, 3 · 10^39, is beyond the floats.
+    x = np.full((2, 576), 1e-38, np.float32)
+    x[0] = 1.0
+    out = Product(choose(path), packed(random_tensor(kind, 32, 576, seed=1)), x).run()
+    assert not out[1].any()
+    assert out[0].any()
+
+
 def test_joined_matrices_lie_one_after_another_or_in_turn() -> None:
     first, second = random_tensor("q4_0", 32, 64, seed=1), random_tensor("q4_0", 32, 64, seed=2)
     x = np.random.default_rng(2).standard_normal((3, 64)).astype(np.float32)
