@@ -7,13 +7,14 @@ Tiles of 16 rows, a step of 64 inputs 128 bytes a row. Three layouts, by what mu
 - SHORTS, 16 bits each: step after step, of each group of 4 inputs the pairs (x0, x2) and (x1, x3), as the even and the
   odd bytes of packed weights come;
 - OCTETS, 8 bits each: step after step, 64 bytes a row, where an outlier, |x| > 127, is 0; then, by 64 bytes a row as
-  well, the rows' lists of their outliers, zeros from their ends on. An entry is two words: where among lines of 64
+  well, the rows' lists of their outliers. An entry is two words: where among lines of 64
   bytes that of the input begins (inputs 0 and 2 of each group of 4, then 1 and 3), and the pair that is multiplied with
   it: x in its half, 0 in the other.
 
 Sums of a row over a block, two words: with LIMBS the pair of 16 bits (2 · Σ h, Σ l) and Σ x as a float; with SHORTS Σ x
-as an integer and as a float; with OCTETS Σ x of those that are no outliers, in 16 bits, and which of the block's inputs
-are, as bits; in the last block how many of the row are.
+as an integer and as a float; with OCTETS, at the first block of a step, the pair of 16 bits (Σ x of it, Σ x of the
+second) of those that are no outliers, and at each block which of its inputs are, as bits; in the last block how many
+of the row are.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, intrinsic, overload, types
 from engine.kernels.packing import FACTORED
-from engine.kernels.simd import I16, I64, LANES
+from engine.kernels.simd import I8, I16, I32, I64, LANES
 from engine.weights.quantise import MAX_OCTET
 
 Builder = Any
@@ -101,39 +102,59 @@ def store_shorts(context: Any, address: Any, value: Any) -> Any:
 
     def codegen(c: Any, b: Builder, _s: Any, a: Any) -> Any:
         shorts = b.trunc(a[1], ir.VectorType(I16, LANES))
-        mask = ir.Constant(ir.VectorType(simd.I32, LANES), order)
+        mask = ir.Constant(ir.VectorType(I32, LANES), order)
         simd.store(b, b.shuffle_vector(shorts, shorts, mask), a[0])
         return c.get_dummy_value()
 
     return types.none(types.int64, simd.i32x16), codegen
 
 
-def _beyond_octet(builder: Builder, value: Any) -> Any:
-    shifted = builder.add(value, ir.Constant(simd.I32_LANES, [MAX_OCTET] * LANES))
-    return builder.icmp_unsigned(">", shifted, ir.Constant(simd.I32_LANES, [2 * MAX_OCTET] * LANES))
-
-
 @intrinsic
-def _outliers_of(context: Any, value: Any) -> Any:
-    """Which lanes are outliers, as bits."""
-    return types.int64(simd.i32x16), lambda _c, b, _s, a: b.zext(b.bitcast(_beyond_octet(b, a[0]), I16), I64)
+def _store_octets(context: Any, address: Any, first: Any, second: Any) -> Any:
+    """32 lanes as bytes, 0 for an outlier; their sum in 16 bits, and from bit 32 on which lanes are outliers."""
+    shorts, bytes_ = ir.VectorType(I16, LANES), ir.VectorType(I8, 2 * LANES)
+    eight, ones = ir.VectorType(I32, LANES // 2), ir.Constant(ir.VectorType(I16, LANES), [1] * LANES)
+    # Packing goes by halves of 16 bytes: each vector of 8 lanes is two words, four vectors apart.
+    order = ir.Constant(eight, [0, 4, 1, 5, 2, 6, 3, 7])
 
+    def packed(b: Builder, name: str, kind: Any, halves: Any) -> Any:
+        return simd.call(b, f"llvm.x86.avx2.{name}", kind, list(halves))
 
-@intrinsic
-def _without_outliers(context: Any, value: Any) -> Any:
-    """The lanes, 0 for an outlier."""
-    zero = ir.Constant(simd.I32_LANES, [0] * LANES)
-    return simd.i32x16(simd.i32x16), lambda _c, b, _s, a: b.select(_beyond_octet(b, a[0]), zero, a[0])
+    def in_order(b: Builder, halves: Any) -> Any:
+        words = b.bitcast(packed(b, "packsswb", bytes_, halves), eight)
+        return b.bitcast(b.shuffle_vector(words, words, order), bytes_)
+
+    def codegen(_c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        address_, *integers = args
+        kept, outliers, sums = [], [], []
+        for value in integers:
+            halves = (
+                b.shuffle_vector(value, value, ir.Constant(eight, list(range(at, at + LANES // 2))))
+                for at in (0, LANES // 2)
+            )
+            value = packed(b, "packssdw", shorts, halves)
+            magnitude = simd.call(b, "llvm.abs.v16i16", shorts, [value, ir.Constant(ir.IntType(1), 0)])
+            beyond = b.icmp_signed(">", magnitude, ir.Constant(shorts, [MAX_OCTET] * LANES))
+            kept.append(b.select(beyond, ir.Constant(shorts, [0] * LANES), value))
+            outliers.append(b.sext(beyond, shorts))
+            sums.append(packed(b, "pmadd.wd", eight, (kept[-1], ones)))
+        simd.store(b, in_order(b, kept), address_)
+        bits = simd.call(b, "llvm.x86.avx2.pmovmskb", I32, [in_order(b, outliers)])
+        total = simd.tree_ir(b, b.add(*sums), b.add)
+        low = b.zext(b.trunc(total, I16), I64)
+        return b.or_(low, b.shl(b.zext(bits, I64), ir.Constant(I64, 32)))
+
+    return types.int64(types.int64, simd.i32x16, simd.i32x16), codegen
 
 
 @inline
 def _write_octets(first: Any, second: Any, row: int, block: int, sums: int) -> None:
-    at, here = row + block // 2 * OCTET_STEP_BYTES + block % 2 * 32, sums + block * TILE_SUMS_BYTES
-    kept, kept_second = _without_outliers(first), _without_outliers(second)
-    simd.store_i8(at, kept)
-    simd.store_i8(at + 16, kept_second)
-    simd.write_i32(here + SUM_WORD, simd.total_i32(kept + kept_second) & 0xFFFF)
-    simd.write_i32(here + OUTLIER_BITS, _outliers_of(first) | _outliers_of(second) << LANES)
+    odd = block % 2
+    here = sums + block * TILE_SUMS_BYTES
+    stored = _store_octets(row + block // 2 * OCTET_STEP_BYTES + odd * 32, first, second)
+    word, total = here - odd * TILE_SUMS_BYTES + SUM_WORD, stored & 0xFFFF
+    simd.write_i32(word, simd.read_i32(word) | total << 16 if odd else total)
+    simd.write_i32(here + OUTLIER_BITS, stored >> 32)
 
 
 @inline
@@ -195,14 +216,10 @@ def _write_shorts(first: Any, second: Any, row: int, block: int, sums: int) -> N
 
 
 @inline
-def clear_rest(layout: int, row: int, list_at: int, num_blocks: int) -> None:
-    """Before a row's blocks are written: its list is zeros; the half of its last step that is no input is zero for
-    who goes by steps."""
-    nothing = simd.splat_i32(0)
-    if layout == OCTETS:
-        for line in range((num_blocks + 1) // 2 * LIST_LINES):
-            simd.store_i32(list_at + line * OCTET_STEP_BYTES, nothing)
-    elif num_blocks % 2:
+def clear_rest(layout: int, row: int, num_blocks: int) -> None:
+    """Before a row's blocks are written: the half of its last step that is no input is zero for who goes by steps."""
+    if layout != OCTETS and num_blocks % 2:
+        nothing = simd.splat_i32(0)
         last = row + num_blocks // 2 * STEP_BYTES
         simd.store_i32(last, nothing)
         simd.store_i32(last + 64, nothing)

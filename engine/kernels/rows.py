@@ -64,7 +64,7 @@ def quantise_row(
     num_blocks, layout = length // 32, layout_of(isa, form, num_rows)
     own, own_sums = quantised + row_place(layout, row, num_blocks), sums + sums_place(row, num_blocks)
     own_list, factor = quantised + list_place(row, num_blocks), simd.splat_f32(inverse)
-    clear_rest(layout, own, own_list, num_blocks)
+    clear_rest(layout, own, num_blocks)
     for block in range(num_blocks):
         first, second = simd.splat_i32(0), simd.splat_i32(0)
         if is_finite:

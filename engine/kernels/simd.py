@@ -82,6 +82,18 @@ def prefetch(builder: Builder, address: Any, *, cache: int = 2) -> None:
     call(builder, "llvm.prefetch.p0", ir.VoidType(), args)
 
 
+def align_frame(builder: Builder) -> None:
+    """Have the function's frame begin on a cache line, and with it what registers have no room for.
+
+    LLVM aligns a frame when something in it asks for that before registers are given out. Otherwise vectors that are
+    spilled lie across cache lines in some processes and not in others, by where their stack happens to begin.
+    """
+    place = cgutils.alloca_once(builder, I32_LANES)
+    place.align = 64
+    # Something that uses it and costs nothing, or there is no such thing.
+    prefetch(builder, builder.ptrtoint(place, I64))
+
+
 def splat(builder: Builder, scalar: Any, kind: ir.VectorType) -> Any:
     """A scalar in every lane."""
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
@@ -162,8 +174,8 @@ _EXP2 = (
 
 
 def tree_ir(builder: Builder, value: Any, combine: Any) -> Any:
-    """Fold 16 lanes to one: halves onto halves, 8, 4, 2, 1."""
-    width = LANES
+    """Fold all lanes to one: halves onto halves."""
+    width = value.type.count
     while width > 1:
         width //= 2
         low, high = (
