@@ -92,8 +92,9 @@ class Product:
         self._scales = aligned(padded * 4)
         self._out = aligned(padded * matrix.num_panels * 64)
         self._scratch = aligned(products.scratch_bytes(matrix.num_inputs))
-        # What lies in working memory must not matter: a step shares it with attention.
-        self._scratch[:] = 0x55
+        # What lies in working memory must not matter: a step shares it with attention, rows with those before.
+        for memory in (self._quantised, self._sums, self._scratch):
+            memory[:] = 0x55
         self._configs = aligned(amx.CONFIG_BYTES)
         self._configs.reshape(-1, 64)[:] = amx.tile_configs()
         x = np.ascontiguousarray(x, np.float32)
