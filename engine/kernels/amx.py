@@ -35,11 +35,6 @@ def _emit(builder: Builder, name: str, *args: Any) -> None:
     simd.call(builder, f"llvm.x86.{name}", ir.VoidType(), list(args))
 
 
-def place(builder: Builder, base: Any, index: Any, num_bytes: int) -> Any:
-    """base + index · num_bytes."""
-    return builder.add(base, builder.mul(index, ir.Constant(I64, num_bytes)))
-
-
 def zero(builder: Builder, tile: int) -> None:
     """All zeros."""
     _emit(builder, "tilezero", _tile(tile))

@@ -14,7 +14,7 @@ from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.kv import BLOCK_TOKENS, LIMB_BITS, limb_bytes
 from engine.kernels.matmul import PAIRS
 from engine.kernels.octets import bytes_products
-from engine.kernels.simd import F32, F32_LANES, I16, I32, I32_LANES, I64, LANES
+from engine.kernels.simd import F32, F32_LANES, I16, I32_LANES, I64, LANES
 
 Builder = Any
 SHORT_LANES = ir.VectorType(I16, 2 * LANES)
@@ -24,10 +24,6 @@ GROUPS_OF_BLOCK = BLOCK_TOKENS // 4
 def spare_bytes(head_dim: int) -> int:
     """Working memory for one thread: keys and values of two blocks in 16 bits."""
     return 8 * BLOCK_TOKENS * head_dim
-
-
-def _place(builder: Builder, base: Any, index: Any, num_bytes: int) -> Any:
-    return builder.add(base, builder.mul(index, ir.Constant(I64, num_bytes)))
 
 
 @intrinsic
@@ -42,10 +38,10 @@ def _make_whole(context: Any, signed: Any, high: Any, low: Any, count: Any, targ
         with cgutils.for_range(b, count_) as loop:
             limbs = []
             for base in (high_, low_):
-                line = simd.load(b, _place(b, base, loop.index, 64), I32_LANES, 64)
+                line = simd.load(b, simd.place(b, base, loop.index, 64), I32_LANES, 64)
                 limbs.append(b.bitcast(line, SHORT_LANES))
             h, rest = limbs
-            to = _place(b, target_, loop.index, 2 * 64)
+            to = simd.place(b, target_, loop.index, 2 * 64)
             even = b.add(move(b.shl(h, eight), four), move(b.shl(rest, eight), eight))
             odd = b.add(move(b.and_(h, upper), four), move(rest, eight))
             simd.store(b, even, to, 64)
@@ -60,10 +56,6 @@ def _fetch_both(builder: Builder, low: Any, limb: Any, ahead: Any) -> None:
     whole is only to read."""
     for at in (low, builder.sub(low, limb)):
         simd.prefetch(builder, builder.add(at, ahead))
-
-
-def _word(builder: Builder, address: Any) -> Any:
-    return simd.splat(builder, simd.load(builder, address, I32, 4), I32_LANES)
 
 
 class _Sums:
@@ -83,7 +75,7 @@ class _Sums:
         """Products of a line of low limbs with four low limbs of each row, which lie `stride` apart."""
         b = self._builder
         for r, low in enumerate(self._lows):
-            row = _word(b, b.add(rows, b.mul(stride, ir.Constant(I64, r))))
+            row = simd.splat_word(b, b.add(rows, b.mul(stride, ir.Constant(I64, r))))
             operands = (column, row) if rows_signed else (row, column)
             b.store(b.add(b.load(low), bytes_products(b, *operands)), low)
 
@@ -101,7 +93,7 @@ class _Sums:
             column = simd.load(b, simd.offset(b, columns, 64 * pair), I32_LANES, 64)
             for r, acc in enumerate(self._accs):
                 at = b.add(simd.offset(b, rows, 4 * pair), b.mul(stride, ir.Constant(I64, r)))
-                b.store(self._pairs(b, b.load(acc), column, _word(b, at)), acc)
+                b.store(self._pairs(b, b.load(acc), column, simd.splat_word(b, at)), acc)
 
     def results(self) -> list[Any]:
         """What each row's sums are, in units of LIMB."""
@@ -133,14 +125,16 @@ def _score_rows(
         sums, groups = _Sums(b, isa.tag, rows), b.lshr(dims_, ir.Constant(I64, 2))
         sums.clear()
         with cgutils.for_range(b, groups) as loop:
-            at = _place(b, low_keys_, loop.index, 64)
+            at = simd.place(b, low_keys_, loop.index, 64)
             _fetch_both(b, at, limb_, ahead_)
             column = simd.load(b, at, I32_LANES, 64)
-            sums.add_lows(column, _place(b, low_, loop.index, 4), dims_, rows_signed=True)
+            sums.add_lows(column, simd.place(b, low_, loop.index, 4), dims_, rows_signed=True)
         sums.turn()
         with cgutils.for_range(b, groups) as loop:
             stride = b.shl(dims_, ir.Constant(I64, 1))
-            sums.add_whole(_place(b, keys_, loop.index, 128), _place(b, whole_, loop.index, 8), stride)
+            sums.add_whole(
+                simd.place(b, keys_, loop.index, 128), simd.place(b, whole_, loop.index, 8), stride
+            )
         for r, value in enumerate(sums.results()):
             simd.store(b, value, simd.offset(b, scores_, 256 * r))
         return c.get_dummy_value()
@@ -190,7 +184,7 @@ def _mix_rows(
                 with cgutils.for_range(b, groups) as loop:
                     at = b.add(b.add(base, shift), b.mul(loop.index, b.shl(dims_, ir.Constant(I64, 2))))
                     _fetch_both(b, at, limb_, ahead_)
-                    tokens = simd.offset(b, _place(b, low_, loop.index, 4), skipped)
+                    tokens = simd.offset(b, simd.place(b, low_, loop.index, 4), skipped)
                     sums.add_lows(simd.load(b, at, I32_LANES, 64), tokens, low_stride, rows_signed=False)
             sums.turn()
             # The second block's groups follow the first's, which are all there when there is a second one.
@@ -199,7 +193,7 @@ def _mix_rows(
                     b.add(values_, b.shl(shift, ir.Constant(I64, 1))),
                     b.mul(loop.index, b.shl(dims_, ir.Constant(I64, 3))),
                 )
-                sums.add_whole(at, _place(b, whole_, loop.index, 8), stride)
+                sums.add_whole(at, simd.place(b, whole_, loop.index, 8), stride)
             for r, value in enumerate(sums.results()):
                 spot = b.add(
                     b.add(ends[2], shift), b.mul(b.shl(dims_, ir.Constant(I64, 2)), ir.Constant(I64, r))

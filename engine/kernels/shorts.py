@@ -51,10 +51,6 @@ def _shorts(value: int) -> Any:
     return ir.Constant(SHORT_LANES, [value] * 2 * LANES)
 
 
-def _place(builder: Builder, base: Any, index: Any, num_bytes: int) -> Any:
-    return builder.add(base, builder.mul(index, ir.Constant(I64, num_bytes)))
-
-
 def _pairs_ir(builder: Builder, form: int, address: Any) -> Any:
     """(index, unsigned weights as pairs of 16 bits) of one block of a panel, loaded one after another."""
     eight, four, low, nibble = _shorts(8), _shorts(4), _shorts(255), _shorts(15)
@@ -78,10 +74,6 @@ def _integers_of_block(builder: Builder, scales: Any) -> list[Any]:
     return [simd.load(builder, simd.offset(builder, scales, at), kind, 32) for at in (0, 32)]
 
 
-def _splat_word(builder: Builder, address: Any) -> Any:
-    return simd.splat(builder, simd.load(builder, address, I32, 4), I32_LANES)
-
-
 def _zeros(builder: Builder, kind: Any, count: int) -> list[Any]:
     return [cgutils.alloca_once_value(builder, ir.Constant(kind, [0] * LANES)) for _ in range(count)]
 
@@ -99,18 +91,18 @@ def _few_by_panel(
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         _, _, _, panel_, blocks_, x_, sums_, scales_, out_, out_stride_, add_ = args
         accs = _zeros(b, F32_LANES if code == Q8_0 else I32_LANES, count)
-        scale_base = _place(b, panel_, blocks_, BLOCK_BYTES[code])
+        scale_base = simd.place(b, panel_, blocks_, BLOCK_BYTES[code])
         with cgutils.for_range(b, blocks_) as loop:
             fetch_ahead(b, code, panel_, loop.index)
             rows_at = block_of_rows(b, SHORTS, x_, loop.index)
             # Integers of 8 bits with one float an output add up over all blocks.
             parts = [b.load(acc) if code == CHANNEL else ir.Constant(I32_LANES, [0] * LANES) for acc in accs]
-            for index, weights in _pairs_ir(b, code, _place(b, panel_, loop.index, BLOCK_BYTES[code])):
+            for index, weights in _pairs_ir(b, code, simd.place(b, panel_, loop.index, BLOCK_BYTES[code])):
                 for r in range(count):
-                    x_pair = _splat_word(b, simd.offset(b, rows_at, ROW_STEP_BYTES * r + 4 * index))
+                    x_pair = simd.splat_word(b, simd.offset(b, rows_at, ROW_STEP_BYTES * r + 4 * index))
                     parts[r] = pairs(b, parts[r], b.bitcast(weights, I32_LANES), x_pair)
-            scale_at = _place(b, scale_base, loop.index, SCALE_BYTES[code])
-            sums_at = _place(b, sums_, loop.index, TILE_SUMS_BYTES)
+            scale_at = simd.place(b, scale_base, loop.index, SCALE_BYTES[code])
+            sums_at = simd.place(b, sums_, loop.index, TILE_SUMS_BYTES)
             if code == FACTORED:
                 factor, addend = (b.sext(value, I32_LANES) for value in _integers_of_block(b, scale_at))
             elif code == Q8_0:
@@ -123,12 +115,12 @@ def _few_by_panel(
                     value = simd.fma_ir(b, b.sitofp(part, F32_LANES), d, b.load(acc))
                     b.store(simd.fma_ir(b, total, offset, value), acc)
                     continue
-                total = _splat_word(b, simd.offset(b, at, SUM_WORD))
+                total = simd.splat_word(b, simd.offset(b, at, SUM_WORD))
                 if code == CHANNEL:
                     b.store(b.sub(part, b.shl(total, ir.Constant(I32_LANES, [7] * LANES))), acc)
                 else:
                     b.store(b.add(b.load(acc), b.add(b.mul(part, factor), b.mul(total, addend))), acc)
-        row_scale = _place(b, scale_base, blocks_, SCALE_BYTES[code])
+        row_scale = simd.place(b, scale_base, blocks_, SCALE_BYTES[code])
         for r in range(count):
             target = b.add(out_, b.mul(out_stride_, ir.Constant(I64, r)))
             scale_and_store(b, code, b.load(accs[r]), row_scale, simd.offset(b, scales_, 4 * r), target, add_)
@@ -144,20 +136,20 @@ def expand(context: Any, form: Any, panel: Any, num_blocks: Any, target: Any) ->
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         _, panel_, blocks_, target_ = args
-        scale_base = _place(b, panel_, blocks_, BLOCK_BYTES[code])
+        scale_base = simd.place(b, panel_, blocks_, BLOCK_BYTES[code])
         twice = ir.Constant(ir.VectorType(I32, 2 * LANES), [lane // 2 for lane in range(2 * LANES)])
         with cgutils.for_range(b, blocks_) as loop:
             fetch_ahead(b, code, panel_, loop.index)
-            to = _place(b, target_, loop.index, EXPANDED_BYTES)
+            to = simd.place(b, target_, loop.index, EXPANDED_BYTES)
             factor, addend = _shorts(1), _shorts(-128)
             if code == FACTORED:
-                integers = _integers_of_block(b, _place(b, scale_base, loop.index, SCALE_BYTES[code]))
+                integers = _integers_of_block(b, simd.place(b, scale_base, loop.index, SCALE_BYTES[code]))
                 factor, addend = (b.shuffle_vector(value, value, twice) for value in integers)
-            for index, weights in _pairs_ir(b, code, _place(b, panel_, loop.index, BLOCK_BYTES[code])):
+            for index, weights in _pairs_ir(b, code, simd.place(b, panel_, loop.index, BLOCK_BYTES[code])):
                 simd.store(b, b.add(b.mul(weights, factor), addend), simd.offset(b, to, 64 * index), 64)
         with b.if_then(b.trunc(blocks_, ir.IntType(1))):
             # Half a step is left over: weights of zero.
-            to = _place(b, target_, blocks_, EXPANDED_BYTES)
+            to = simd.place(b, target_, blocks_, EXPANDED_BYTES)
             for line in range(0, EXPANDED_BYTES, 64):
                 simd.store(b, _shorts(0), simd.offset(b, to, line), 64)
         return c.get_dummy_value()
@@ -184,12 +176,12 @@ def _multiply_steps(
         with cgutils.for_range(b, b.shl(steps_, ir.Constant(I64, 3))) as loop:
             # Four pairs of inputs at a time, eight times a step.
             step, eighth = b.lshr(loop.index, ir.Constant(I64, 3)), b.and_(loop.index, ir.Constant(I64, 7))
-            rows_at = _place(b, _place(b, x_, step, STEP_BYTES), eighth, 16)
-            weights_at = _place(b, weights_, loop.index, 4 * 64)
+            rows_at = simd.place(b, simd.place(b, x_, step, STEP_BYTES), eighth, 16)
+            weights_at = simd.place(b, weights_, loop.index, 4 * 64)
             for pair in range(4):
                 w = simd.load(b, simd.offset(b, weights_at, 64 * pair), I32_LANES, 64)
                 for r, acc in enumerate(accs):
-                    x_pair = _splat_word(b, simd.offset(b, rows_at, ROW_STEP_BYTES * r + 4 * pair))
+                    x_pair = simd.splat_word(b, simd.offset(b, rows_at, ROW_STEP_BYTES * r + 4 * pair))
                     b.store(pairs(b, b.load(acc), w, x_pair), acc)
         for r, acc in enumerate(accs):
             simd.store(b, b.load(acc), simd.offset(b, partial_, 64 * r), 64)

@@ -74,6 +74,11 @@ def offset(builder: Builder, address: Any, num_bytes: int) -> Any:
     return builder.add(address, ir.Constant(I64, num_bytes)) if num_bytes else address
 
 
+def place(builder: Builder, base: Any, index: Any, num_bytes: int) -> Any:
+    """base + index · num_bytes."""
+    return builder.add(base, builder.mul(index, ir.Constant(I64, num_bytes)))
+
+
 def prefetch(builder: Builder, address: Any, *, cache: int = 2) -> None:
     """Ask for the line at an address, which may be anywhere, into the first or second cache: nothing fails, nothing
     waits."""
@@ -99,6 +104,11 @@ def splat(builder: Builder, scalar: Any, kind: ir.VectorType) -> Any:
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
     mask = ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count)
     return builder.shuffle_vector(one, one, mask)
+
+
+def splat_word(builder: Builder, address: Any) -> Any:
+    """The 32 bits at an address in every lane."""
+    return splat(builder, load(builder, address, I32, 4), I32_LANES)
 
 
 def fma_ir(builder: Builder, a: Any, b: Any, c: Any) -> Any:

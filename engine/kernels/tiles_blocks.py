@@ -8,12 +8,13 @@ from typing import Any
 from llvmlite import ir
 
 from engine.kernels import amx, simd
-from engine.kernels.amx import TILE_BYTES, place
+from engine.kernels.amx import TILE_BYTES
 from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.matmul import fetch_ahead, scales_ir, unpack_ir
 from engine.kernels.packing import BLOCK_BYTES, Q8_0, SCALE_BYTES
 from engine.kernels.quantised import (
     LIMB_BYTES,
+    LIMBS,
     ROW_STEP_BYTES,
     SUM_BYTES,
     SUM_FLOAT,
@@ -47,16 +48,16 @@ def _expand_q8(context: Any, panel: Any, num_blocks: Any, target: Any) -> Any:
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         panel_, blocks_, target_ = args
-        scale_base = place(b, panel_, blocks_, BLOCK_BYTES[Q8_0])
+        scale_base = simd.place(b, panel_, blocks_, BLOCK_BYTES[Q8_0])
         with cgutils.for_range(b, blocks_) as loop:
-            to = place(b, target_, loop.index, Q8_BYTES)
+            to = simd.place(b, target_, loop.index, Q8_BYTES)
             fetch_ahead(b, Q8_0, panel_, loop.index)
             for group, value in enumerate(
-                unpack_ir(b, Q8_0, place(b, panel_, loop.index, BLOCK_BYTES[Q8_0]))
+                unpack_ir(b, Q8_0, simd.place(b, panel_, loop.index, BLOCK_BYTES[Q8_0]))
             ):
                 simd.store(b, value, simd.offset(b, to, 64 * group), 64)
             for index, value in enumerate(
-                scales_ir(b, Q8_0, place(b, scale_base, loop.index, SCALE_BYTES[Q8_0]))
+                scales_ir(b, Q8_0, simd.place(b, scale_base, loop.index, SCALE_BYTES[Q8_0]))
             ):
                 simd.store(b, value, simd.offset(b, to, BLOCK_BYTES[Q8_0] + 64 * index), 64)
         return c.get_dummy_value()
@@ -88,12 +89,12 @@ def _tile_by_q8(
 
         def spill(block: Any, tile: int) -> Any:
             turn = b.and_(block, ir.Constant(I64, SPILLS - 1))
-            return simd.offset(b, place(b, spills_, turn, 2 * TILE_BYTES), TILE_BYTES * tile)
+            return simd.offset(b, simd.place(b, spills_, turn, 2 * TILE_BYTES), TILE_BYTES * tile)
 
         with cgutils.for_range(b, b.add(blocks_, ir.Constant(I64, LAG))) as loop:
             with b.if_then(b.icmp_signed("<", loop.index, blocks_)):
-                rows = block_of_rows(b, x_, loop.index, 32)
-                amx.load(b, 6, place(b, panel_, loop.index, Q8_BYTES))
+                rows = block_of_rows(b, LIMBS, x_, loop.index)
+                amx.load(b, 6, simd.place(b, panel_, loop.index, Q8_BYTES))
                 for limb in (0, 1):
                     amx.zero(b, limb)
                     amx.load(b, 4 + limb, simd.offset(b, rows, LIMB_BYTES * limb), ROW_STEP_BYTES)
@@ -101,12 +102,12 @@ def _tile_by_q8(
                     amx.store(b, limb, spill(loop.index, limb))
             with b.if_then(b.icmp_signed(">=", loop.index, ir.Constant(I64, LAG))):
                 block = b.sub(loop.index, ir.Constant(I64, LAG))
-                weights = place(b, panel_, block, Q8_BYTES)
+                weights = simd.place(b, panel_, block, Q8_BYTES)
                 d, m = (
                     simd.load(b, simd.offset(b, weights, BLOCK_BYTES[Q8_0] + at), F32_LANES, 64)
                     for at in (0, 64)
                 )
-                sums_at = place(b, sums_, block, TILE_SUMS_BYTES)
+                sums_at = simd.place(b, sums_, block, TILE_SUMS_BYTES)
                 for r in range(TILE_ROWS):
                     high, low = (
                         simd.load(b, simd.offset(b, spill(block, limb), 64 * r), I32_LANES, 64)

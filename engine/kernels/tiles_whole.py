@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir
 
 from engine.kernels import amx, simd
-from engine.kernels.amx import TILE_BYTES, place
+from engine.kernels.amx import TILE_BYTES
 from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.matmul import fetch_ahead, scales_ir, unpack_ir
 from engine.kernels.packing import BLOCK_BYTES, CHANNEL, FACTORED, SCALE_BYTES
@@ -50,10 +50,10 @@ def _expand_factored(context: Any, panel: Any, num_blocks: Any, target: Any) -> 
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         panel_, blocks_, target_ = args
-        scale_base = place(b, panel_, blocks_, BLOCK_BYTES[FACTORED])
+        scale_base = simd.place(b, panel_, blocks_, BLOCK_BYTES[FACTORED])
         with cgutils.for_range(b, blocks_) as loop:
             fetch_ahead(b, FACTORED, panel_, loop.index)
-            pairs = scales_ir(b, FACTORED, place(b, scale_base, loop.index, SCALE_BYTES[FACTORED]))
+            pairs = scales_ir(b, FACTORED, simd.place(b, scale_base, loop.index, SCALE_BYTES[FACTORED]))
             # The second of each pair, twice.
             high16, sixteen = (ir.Constant(I32_LANES, [value] * LANES) for value in (0xFFFF0000, 16))
             factor, addend = (
@@ -62,8 +62,8 @@ def _expand_factored(context: Any, panel: Any, num_blocks: Any, target: Any) -> 
             # w + 8 = 16 · high + (low + 8), where low + 8 is what the last four bits hold.
             addend = b.add(addend, all16(8))
             step, half = b.lshr(loop.index, ir.Constant(I64, 1)), b.and_(loop.index, ir.Constant(I64, 1))
-            to = place(b, place(b, target_, step, STEP_BYTES), half, TILE_BYTES // 2)
-            groups = unpack_ir(b, FACTORED, place(b, panel_, loop.index, BLOCK_BYTES[FACTORED]))
+            to = simd.place(b, simd.place(b, target_, step, STEP_BYTES), half, TILE_BYTES // 2)
+            groups = unpack_ir(b, FACTORED, simd.place(b, panel_, loop.index, BLOCK_BYTES[FACTORED]))
             for group, value in enumerate(groups):
                 nibbles = b.bitcast(value, shorts)
                 even, odd = (
@@ -79,7 +79,7 @@ def _expand_factored(context: Any, panel: Any, num_blocks: Any, target: Any) -> 
                 simd.store(b, rest, simd.offset(b, to, TILE_BYTES + 64 * group), 64)
         with b.if_then(b.trunc(blocks_, ir.IntType(1))):
             # Half a step is left over: weights of zero.
-            to = place(b, target_, b.lshr(blocks_, ir.Constant(I64, 1)), STEP_BYTES)
+            to = simd.place(b, target_, b.lshr(blocks_, ir.Constant(I64, 1)), STEP_BYTES)
             for limb in (0, TILE_BYTES):
                 for line in range(TILE_BYTES // 2, TILE_BYTES, 64):
                     simd.store(b, ir.Constant(I32_LANES, [0] * LANES), simd.offset(b, to, limb + line), 64)
@@ -97,12 +97,12 @@ def _expand_channel(context: Any, panel: Any, num_blocks: Any, target: Any) -> A
         signs, zero = (ir.Constant(I32_LANES, [value] * LANES) for value in (0x80808080, 0))
         with cgutils.for_range(b, blocks_) as loop:
             fetch_ahead(b, CHANNEL, panel_, loop.index)
-            to = place(b, target_, loop.index, BLOCK_BYTES[CHANNEL])
-            at = place(b, panel_, loop.index, BLOCK_BYTES[CHANNEL])
+            to = simd.place(b, target_, loop.index, BLOCK_BYTES[CHANNEL])
+            at = simd.place(b, panel_, loop.index, BLOCK_BYTES[CHANNEL])
             for group, value in enumerate(unpack_ir(b, CHANNEL, at)):
                 simd.store(b, b.xor(value, signs), simd.offset(b, to, 64 * group), 64)
         with b.if_then(b.trunc(blocks_, ir.IntType(1))):
-            to = place(b, target_, blocks_, BLOCK_BYTES[CHANNEL])
+            to = simd.place(b, target_, blocks_, BLOCK_BYTES[CHANNEL])
             for line in range(0, BLOCK_BYTES[CHANNEL], 64):
                 simd.store(b, zero, simd.offset(b, to, line), 64)
         return c.get_dummy_value()
@@ -120,7 +120,10 @@ def _multiply_steps(context: Any, form: Any, weights: Any, steps: Any, rows: Any
         for tile in range(2 * limbs):
             amx.zero(b, tile)
         with cgutils.for_range(b, steps_) as loop:
-            x, w = place(b, rows_, loop.index, STEP_BYTES), place(b, weights_, loop.index, limbs * TILE_BYTES)
+            x, w = (
+                simd.place(b, rows_, loop.index, STEP_BYTES),
+                simd.place(b, weights_, loop.index, limbs * TILE_BYTES),
+            )
             amx.load(b, 4, x, ROW_STEP_BYTES)
             amx.load(b, 6, w)
             amx.dot(b, "ss", 0, 4, 6)
