@@ -214,7 +214,7 @@ def multiply(
             UNPACKED, first, last, unpacked, panel, num_blocks, x, sums, scales, out, out_stride, add, partial
         )
     else:
-        lines = unpacked + unpacked_bytes(32 * num_blocks)
+        lines = factors + steps * 2 * FACTOR_BYTES
         shorts.expand(0, panel, num_blocks, lines)
         outliers.finish(
             EXPANDED, first, last, lines, panel, num_blocks, x, sums, scales, out, out_stride, add, partial
