@@ -26,7 +26,7 @@ from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, intrinsic, overload, types
 from engine.kernels.packing import FACTORED
-from engine.kernels.simd import I8, I16, I32, I64, LANES
+from engine.kernels.simd import I16, I32, I32_LANES, I64, LANES
 from engine.weights.quantise import MAX_OCTET
 
 Builder = Any
@@ -109,52 +109,34 @@ def store_shorts(context: Any, address: Any, value: Any) -> Any:
     return types.none(types.int64, simd.i32x16), codegen
 
 
+def _beyond_octet(builder: Builder, value: Any) -> Any:
+    shifted = builder.add(value, ir.Constant(I32_LANES, [MAX_OCTET] * LANES))
+    return builder.icmp_unsigned(">", shifted, ir.Constant(I32_LANES, [2 * MAX_OCTET] * LANES))
+
+
 @intrinsic
-def _store_octets(context: Any, address: Any, first: Any, second: Any) -> Any:
-    """32 lanes as bytes, 0 for an outlier; their sum in 16 bits, and from bit 32 on which lanes are outliers."""
-    shorts, bytes_ = ir.VectorType(I16, LANES), ir.VectorType(I8, 2 * LANES)
-    eight, ones = ir.VectorType(I32, LANES // 2), ir.Constant(ir.VectorType(I16, LANES), [1] * LANES)
-    # Packing goes by halves of 16 bytes: each vector of 8 lanes is two words, four vectors apart.
-    order = ir.Constant(eight, [0, 4, 1, 5, 2, 6, 3, 7])
+def _outliers_of(context: Any, value: Any) -> Any:
+    """Which lanes are outliers, as bits."""
+    return types.int64(simd.i32x16), lambda _c, b, _s, a: b.zext(b.bitcast(_beyond_octet(b, a[0]), I16), I64)
 
-    def packed(b: Builder, name: str, kind: Any, halves: Any) -> Any:
-        return simd.call(b, f"llvm.x86.avx2.{name}", kind, list(halves))
 
-    def in_order(b: Builder, halves: Any) -> Any:
-        words = b.bitcast(packed(b, "packsswb", bytes_, halves), eight)
-        return b.bitcast(b.shuffle_vector(words, words, order), bytes_)
-
-    def codegen(_c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        address_, *integers = args
-        kept, outliers, sums = [], [], []
-        for value in integers:
-            halves = (
-                b.shuffle_vector(value, value, ir.Constant(eight, list(range(at, at + LANES // 2))))
-                for at in (0, LANES // 2)
-            )
-            value = packed(b, "packssdw", shorts, halves)
-            magnitude = simd.call(b, "llvm.abs.v16i16", shorts, [value, ir.Constant(ir.IntType(1), 0)])
-            beyond = b.icmp_signed(">", magnitude, ir.Constant(shorts, [MAX_OCTET] * LANES))
-            kept.append(b.select(beyond, ir.Constant(shorts, [0] * LANES), value))
-            outliers.append(b.sext(beyond, shorts))
-            sums.append(packed(b, "pmadd.wd", eight, (kept[-1], ones)))
-        simd.store(b, in_order(b, kept), address_)
-        bits = simd.call(b, "llvm.x86.avx2.pmovmskb", I32, [in_order(b, outliers)])
-        total = simd.tree_ir(b, b.add(*sums), b.add)
-        low = b.zext(b.trunc(total, I16), I64)
-        return b.or_(low, b.shl(b.zext(bits, I64), ir.Constant(I64, 32)))
-
-    return types.int64(types.int64, simd.i32x16, simd.i32x16), codegen
+@intrinsic
+def _without_outliers(context: Any, value: Any) -> Any:
+    """The lanes, 0 for an outlier."""
+    zero = ir.Constant(I32_LANES, [0] * LANES)
+    return simd.i32x16(simd.i32x16), lambda _c, b, _s, a: b.select(_beyond_octet(b, a[0]), zero, a[0])
 
 
 @inline
 def _write_octets(first: Any, second: Any, row: int, block: int, sums: int) -> None:
     odd = block % 2
-    here = sums + block * TILE_SUMS_BYTES
-    stored = _store_octets(row + block // 2 * OCTET_STEP_BYTES + odd * 32, first, second)
-    word, total = here - odd * TILE_SUMS_BYTES + SUM_WORD, stored & 0xFFFF
+    at, here = row + block // 2 * OCTET_STEP_BYTES + odd * 32, sums + block * TILE_SUMS_BYTES
+    kept, kept_second = _without_outliers(first), _without_outliers(second)
+    simd.store_i8(at, kept)
+    simd.store_i8(at + 16, kept_second)
+    word, total = here - odd * TILE_SUMS_BYTES + SUM_WORD, simd.total_i32(kept + kept_second) & 0xFFFF
     simd.write_i32(word, simd.read_i32(word) | total << 16 if odd else total)
-    simd.write_i32(here + OUTLIER_BITS, stored >> 32)
+    simd.write_i32(here + OUTLIER_BITS, _outliers_of(first) | _outliers_of(second) << LANES)
 
 
 @inline
