@@ -9,29 +9,20 @@ from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.kv import BLOCK_TOKENS, LIMB_BITS, limb_bytes
 from engine.kernels.matmul import DOT, DOT_SMALL
-from engine.kernels.simd import F32, F32_LANES, I32, I32_LANES, I64, LANES
+from engine.kernels.simd import F32, F32_LANES, I32_LANES, I64, LANES
 
 Builder = Any
-PARTS = 3
-"""Sums kept apart: high times high, high times low, low times high. Low times low is left out by definition: as
-integers have 12 bits it is a tenth of what rounding them costs."""
+PARTS = 2
+"""Sums kept apart: with high limbs, with low ones."""
+
+
+def joined(builder: Builder, high: Any, low: Any) -> Any:
+    """The sum of products."""
+    return builder.add(builder.shl(high, ir.Constant(I32_LANES, [LIMB_BITS] * LANES)), low)
 
 
 def _joined(builder: Builder, accs: list[Any]) -> Any:
-    high, first, second = (builder.load(acc) for acc in accs)
-    return joined(builder, high, builder.add(first, second))
-
-
-def joined(builder: Builder, high: Any, middle: Any) -> Any:
-    """The sum of products, in units of LIMB."""
-    return builder.add(builder.shl(high, ir.Constant(I32_LANES, [LIMB_BITS] * LANES)), middle)
-
-
-def _products(builder: Builder, tag: str, accs: list[Any], unsigned: list[Any], signed: list[Any]) -> None:
-    """Add the products of two pairs of limbs (high, low)."""
-    for acc, i, j in zip(accs, (0, 0, 1), (0, 1, 0), strict=True):
-        dot = (DOT, DOT_SMALL)[i][tag]
-        builder.store(dot(builder, builder.load(acc), unsigned[i], signed[j]), acc)
+    return joined(builder, *(builder.load(acc) for acc in accs))
 
 
 def _accs(builder: Builder, count: int) -> list[list[Any]]:
@@ -39,22 +30,18 @@ def _accs(builder: Builder, count: int) -> list[list[Any]]:
     return [[cgutils.alloca_once_value(builder, zero) for _ in range(PARTS)] for _ in range(count)]
 
 
-def _quad(builder: Builder, base: Any, num_bytes: Any) -> Any:
-    return simd.splat(builder, simd.load(builder, builder.add(base, num_bytes), I32, 4), I32_LANES)
-
-
 @intrinsic
 def _score_rows(
-    context: Any, isa: Any, count: Any, high: Any, low: Any, head_dim: Any, keys: Any, scores: Any, ahead: Any
+    context: Any, isa: Any, count: Any, rows: Any, head_dim: Any, keys: Any, scores: Any, ahead: Any
 ) -> Any:
     """`count` rows times 16 tokens of a block: scores[r] at a distance of 64 tokens."""
     if not isinstance(isa, IsaType):
         return None
-    rows = count.literal_value
+    num_rows = count.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, high_, low_, dims_, keys_, scores_, ahead_ = args
-        accs = _accs(b, rows)
+        _, _, rows_, dims_, keys_, scores_, ahead_ = args
+        accs = _accs(b, num_rows)
         low_keys = b.add(keys_, b.mul(dims_, ir.Constant(I64, BLOCK_TOKENS)))
         with cgutils.for_range(b, b.lshr(dims_, ir.Constant(I64, 2))) as loop:
             shift = b.mul(loop.index, ir.Constant(I64, 64))
@@ -64,14 +51,15 @@ def _score_rows(
                 simd.prefetch(b, b.add(at, ahead_))
                 key.append(simd.load(b, at, I32_LANES, 64))
             dim = b.mul(loop.index, ir.Constant(I64, 4))
-            for r in range(rows):
-                row = b.add(dim, b.mul(dims_, ir.Constant(I64, r)))
-                _products(b, isa.tag, accs[r], key, [_quad(b, base, row) for base in (high_, low_)])
-        for r in range(rows):
+            for r in range(num_rows):
+                quad = simd.splat_word(b, b.add(rows_, b.add(dim, b.mul(dims_, ir.Constant(I64, r)))))
+                for acc, limb, dot in zip(accs[r], key, (DOT, DOT_SMALL), strict=True):
+                    b.store(dot[isa.tag](b, b.load(acc), limb, quad), acc)
+        for r in range(num_rows):
             simd.store(b, _joined(b, accs[r]), simd.offset(b, scores_, 256 * r))
         return c.get_dummy_value()
 
-    return types.none(isa, count, *[types.int64] * 6), codegen
+    return types.none(isa, count, *[types.int64] * 5), codegen
 
 
 @intrinsic
@@ -79,8 +67,7 @@ def _mix_rows(
     context: Any,
     isa: Any,
     count: Any,
-    high: Any,
-    low: Any,
+    rows: Any,
     head_dim: Any,
     first: Any,
     num_first: Any,
@@ -95,14 +82,13 @@ def _mix_rows(
     """`count` rows times all values of `num_first` and `num_second` groups of 4 tokens of two blocks."""
     if not isinstance(isa, IsaType):
         return None
-    rows = count.literal_value
+    num_rows = count.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         (
             _,
             _,
-            high_,
-            low_,
+            rows_,
             dims_,
             first_,
             num_first_,
@@ -117,7 +103,7 @@ def _mix_rows(
         row_bytes = group_bytes = b.mul(dims_, ir.Constant(I64, 4))
         with cgutils.for_range(b, b.lshr(dims_, ir.Constant(I64, 4))) as column:
             shift = b.mul(column.index, ir.Constant(I64, 64))
-            accs = _accs(b, rows)
+            accs = _accs(b, num_rows)
             zero = ir.Constant(I32_LANES, [0] * LANES)
             for row_accs in accs:
                 for acc in row_accs:
@@ -134,10 +120,11 @@ def _mix_rows(
                         simd.prefetch(b, b.add(at, ahead_))
                         value.append(simd.load(b, at, I32_LANES, 64))
                     token = b.add(b.mul(loop.index, ir.Constant(I64, 4)), ir.Constant(I64, skipped))
-                    for r in range(rows):
-                        at = simd.offset(b, token, 64 * r)
-                        _products(b, isa.tag, accs[r], [_quad(b, base, at) for base in (high_, low_)], value)
-            for r in range(rows):
+                    for r in range(num_rows):
+                        quad = simd.splat_word(b, simd.offset(b, b.add(rows_, token), 64 * r))
+                        for acc, part in zip(accs[r], value, strict=True):
+                            b.store(DOT[isa.tag](b, b.load(acc), quad, part), acc)
+            for r in range(num_rows):
                 integer = _joined(b, accs[r])
                 spot = b.add(b.add(mixed_, shift), b.mul(row_bytes, ir.Constant(I64, r)))
                 shrink, unit = (
@@ -148,12 +135,12 @@ def _mix_rows(
                 simd.store(b, simd.fma_ir(b, b.sitofp(integer, F32_LANES), unit, old), spot)
         return c.get_dummy_value()
 
-    return types.none(isa, count, *[types.int64] * 12), codegen
+    return types.none(isa, count, *[types.int64] * 11), codegen
 
 
 @inline
 def score(
-    isa: Isa, begin: int, end: int, high: int, low: int, head_dim: int, first: int, second: int, num_tokens: int,
+    isa: Isa, begin: int, end: int, rows: int, head_dim: int, first: int, second: int, num_tokens: int,
     scores: int, ahead: int, ahead_second: int,
 ) -> None:  # fmt: skip
     """See `attention_products.score`."""
@@ -162,24 +149,24 @@ def score(
         fetched = ahead if part < 2 else ahead_second
         row = begin
         while row < end:
-            h, w, s = high + row * head_dim, low + row * head_dim, scores + row * 256 + part * 64
+            q, s = rows + row * head_dim, scores + row * 256 + part * 64
             if row + 4 <= end:
-                _score_rows(isa, 4, h, w, head_dim, keys, s, fetched)
+                _score_rows(isa, 4, q, head_dim, keys, s, fetched)
                 row += 4
             elif row + 3 == end:
-                _score_rows(isa, 3, h, w, head_dim, keys, s, fetched)
+                _score_rows(isa, 3, q, head_dim, keys, s, fetched)
                 row += 3
             elif row + 2 == end:
-                _score_rows(isa, 2, h, w, head_dim, keys, s, fetched)
+                _score_rows(isa, 2, q, head_dim, keys, s, fetched)
                 row += 2
             else:
-                _score_rows(isa, 1, h, w, head_dim, keys, s, fetched)
+                _score_rows(isa, 1, q, head_dim, keys, s, fetched)
                 row += 1
 
 
 @inline
 def mix(
-    isa: Isa, begin: int, end: int, high: int, low: int, head_dim: int, first: int, second: int, num_tokens: int,
+    isa: Isa, begin: int, end: int, rows: int, head_dim: int, first: int, second: int, num_tokens: int,
     shrinks: int, units: int, mixed: int, ahead: int, ahead_second: int,
 ) -> None:  # fmt: skip
     """See `attention_products.mix`."""
@@ -187,17 +174,17 @@ def mix(
     here, there = min(groups, BLOCK_TOKENS // 4), max(0, groups - BLOCK_TOKENS // 4)
     row = begin
     while row < end:
-        h, w = high + row * 64, low + row * 64
+        w = rows + row * 64
         f, u, m = shrinks + row * 4, units + row * 4, mixed + row * head_dim * 4
         if row + 4 <= end:
-            _mix_rows(isa, 4, h, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
+            _mix_rows(isa, 4, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
             row += 4
         elif row + 3 == end:
-            _mix_rows(isa, 3, h, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
+            _mix_rows(isa, 3, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
             row += 3
         elif row + 2 == end:
-            _mix_rows(isa, 2, h, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
+            _mix_rows(isa, 2, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
             row += 2
         else:
-            _mix_rows(isa, 1, h, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
+            _mix_rows(isa, 1, w, head_dim, first, here, second, there, f, u, m, ahead, ahead_second)
             row += 1

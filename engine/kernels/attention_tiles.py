@@ -20,31 +20,29 @@ SPILL_BYTES = 4 * PLACE_BYTES
 
 @intrinsic
 def _multiply(
-    context: Any, signs: Any, high: Any, low: Any, row_bytes: Any, columns_high: Any, columns_low: Any,
-    column_bytes: Any, steps: Any, spill: Any,
+    context: Any, signs: Any, rows: Any, row_bytes: Any, columns_high: Any, columns_low: Any, column_bytes: Any,
+    steps: Any, spill: Any,
 ) -> Any:  # fmt: skip
     """16 rows times 16 columns over `steps` of 64; `signs` 0: rows signed, columns not; 1: the other way round."""
     order = ("su", "us")[signs.literal_value]
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, high_, low_, row_bytes_, columns_high_, columns_low_, column_bytes_, steps_, spill_ = args
+        _, rows_, row_bytes_, columns_high_, columns_low_, column_bytes_, steps_, spill_ = args
         for tile in range(2):
             amx.zero(b, tile)
         with cgutils.for_range(b, steps_) as loop:
             along = b.mul(loop.index, ir.Constant(I64, 64))
             down = b.mul(loop.index, b.mul(column_bytes_, ir.Constant(I64, 16)))
-            amx.load(b, 4, b.add(high_, along), row_bytes_)
+            amx.load(b, 4, b.add(rows_, along), row_bytes_)
             amx.load(b, 6, b.add(columns_high_, down), column_bytes_)
             amx.dot(b, order, 0, 4, 6)
             amx.load(b, 7, b.add(columns_low_, down), column_bytes_)
             amx.dot(b, order, 1, 4, 7)
-            amx.load(b, 5, b.add(low_, along), row_bytes_)
-            amx.dot(b, order, 1, 5, 6)
         for tile in range(2):
             amx.store(b, tile, simd.offset(b, spill_, tile * amx.TILE_BYTES))
         return c.get_dummy_value()
 
-    return types.none(signs, *[types.int64] * 8), codegen
+    return types.none(signs, *[types.int64] * 7), codegen
 
 
 @intrinsic
@@ -78,14 +76,13 @@ def gather(first: int, second: int, head_dim: int, spare: int) -> None:
 
 @inline
 def score(
-    begin: int, end: int, high: int, low: int, head_dim: int, first: int, second: int, num_tokens: int, scores: int,
-    spill: int,
+    begin: int, end: int, rows: int, head_dim: int, first: int, second: int, num_tokens: int, scores: int, spill: int,
 ) -> None:  # fmt: skip
     """See `attention_products.score`."""
     limb, parts = limb_bytes(head_dim), (num_tokens + 15) // 16
     for part in range(parts):
         keys = (first if part < 2 else second) + part % 2 * (limb // 2)
-        _multiply(0, high, low, head_dim, keys, keys + limb, 64, head_dim // 64, spill + part * PLACE_BYTES)
+        _multiply(0, rows, head_dim, keys, keys + limb, 64, head_dim // 64, spill + part * PLACE_BYTES)
     for part in range(parts):
         for row in range(begin, end):
             simd.store_i32(scores + row * 256 + part * 64, _whole(spill + part * PLACE_BYTES + row * 64))
@@ -93,7 +90,7 @@ def score(
 
 @inline
 def mix(
-    begin: int, end: int, high: int, low: int, head_dim: int, shrinks: int, units: int, mixed: int, spare: int
+    begin: int, end: int, rows: int, head_dim: int, shrinks: int, units: int, mixed: int, spare: int
 ) -> None:
     """See `attention_products.mix`; after `gather`."""
     limb, values = limb_bytes(head_dim), spare + SPILL_BYTES
@@ -101,7 +98,7 @@ def mix(
         for column in range(4):
             v = values + (first + column * 16) * 4
             place = spare + column * PLACE_BYTES
-            _multiply(1, high, low, 2 * BLOCK_TOKENS, v, v + 2 * limb, head_dim * 4, 1, place)
+            _multiply(1, rows, 2 * BLOCK_TOKENS, v, v + 2 * limb, head_dim * 4, 1, place)
         for row in range(begin, end):
             shrink = simd.splat_f32(simd.read_f32(shrinks + row * 4))
             unit = simd.splat_f32(simd.read_f32(units + row * 4))

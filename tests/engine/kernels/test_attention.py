@@ -73,8 +73,10 @@ class Case:
         return np.concatenate([self.run(isa, at, min(size, self.num_tokens - at)) for at in starts])
 
     def plain(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Causal attention in float64."""
-        scores = np.einsum("tgd,sd->tgs", self.queries.astype(np.float64), self.keys.astype(np.float64))
+        """Causal attention in float64, of queries rounded as they are multiplied: to 127 steps of a head's largest."""
+        step = np.abs(self.queries).max(-1, keepdims=True).astype(np.float64) / 127
+        rounded = np.rint(self.queries / step) * step
+        scores = np.einsum("tgd,sd->tgs", rounded, self.keys.astype(np.float64))
         hidden = np.triu(np.ones((self.num_tokens, self.num_tokens), bool), 1)
         scores = np.where(hidden[:, None], -np.inf, scores)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -85,11 +87,12 @@ class Case:
 
 @pytest.mark.parametrize(("num_tokens", "head_dim", "group"), [(200, 64, 3), (70, 128, 1), (97, 32, 4)])
 def test_attention_is_near_plain_float64(num_tokens: int, head_dim: int, group: int) -> None:
-    """Keys, queries, weights and values each lose half a unit in 2,031 of their largest: about 2^-11 of a result."""
+    """Keys and values lose half a unit in 2,031 of their largest, weights half a unit in 255: about 1/500 of a result
+    where one weight of a stretch stands out, as here, where scores have a deviation of 2 · sqrt(head_dim)."""
     case = Case(num_tokens, head_dim, group)
     found, wanted = case.in_tiles(choose(), TILE_POSITIONS), case.plain()
     error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
-    assert error < 3e-3
+    assert error < 6e-3, error
 
 
 @pytest.mark.parametrize(("num_tokens", "head_dim", "group"), [(150, 64, 3), (97, 32, 4), (40, 128, 7)])
