@@ -8,19 +8,16 @@ from llvmlite import ir
 from engine.kernels import simd
 from engine.kernels.jit import cgutils, intrinsic, types
 from engine.kernels.matmul import unpack_ir
+from engine.kernels.outlier_lists import BYTES_BYTES, FACTOR_BYTES
 from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
 from engine.kernels.simd import I16, I32_LANES, I64, LANES
 
 Builder = Any
-PACKED, UNPACKED, EXPANDED = range(3)
-"""Forms of a panel: as it is stored, its integers as bytes, whole weights D · q + M as pairs."""
-BYTES_BYTES = 8 * 64
-"""One block of an unpacked panel: its integers as bytes."""
-FACTOR_BYTES = 3 * 64
-"""What scales one, behind the integers of all: D and M, each in both halves of 32 bits; with the first of two blocks
-both their M side by side."""
+PACKED, UNPACKED = range(2)
+"""Forms of a panel: as it is stored, its integers as bytes."""
 ADDEND_AT, ADDENDS_AT = 64, 128
-"""Where M, and both M, lie there."""
+"""What scales a block lies behind the integers of all, FACTOR_BYTES a block: D, and here M, each in both halves of 32
+bits; with the first of two blocks here both their M side by side."""
 PACKED_ADDEND_AT = 32
 """Where the 16 M of a packed block's scales begin."""
 

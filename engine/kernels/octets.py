@@ -14,9 +14,6 @@ from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.matmul import PAIRS, fetch_ahead
 from engine.kernels.octet_panels import (
     ADDENDS_AT,
-    BYTES_BYTES,
-    EXPANDED,
-    FACTOR_BYTES,
     PACKED,
     PACKED_ADDEND_AT,
     UNPACKED,
@@ -27,6 +24,7 @@ from engine.kernels.octet_panels import (
     unpacked_bytes,
     widened,
 )
+from engine.kernels.outlier_lists import BYTES_BYTES, FACTOR_BYTES, LISTED_APART_FROM
 from engine.kernels.packing import BLOCK_BYTES, FACTORED, ROW_SCALE_BYTES, SCALE_BYTES
 from engine.kernels.quantised import (
     MANY_ROWS,
@@ -47,8 +45,6 @@ Builder = Any
 MAX_STEPS = 9
 """Steps whose weights and rows stay in the first cache, for every second step of a row falls on the same lines of it.
 """
-ROWS_TO_EXPAND_FOR = 48
-"""From so many rows on it pays to make weights whole for outliers."""
 
 
 def scratch_bytes(num_inputs: int) -> int:
@@ -182,17 +178,17 @@ def _rows_by_steps(
 
 @inline
 def multiply(
-    first: int, last: int, panel: int, num_blocks: int, x: int, sums: int, scales: int, out: int, out_stride: int,
-    add: int, scratch: int,
+    num_rows: int, first: int, last: int, panel: int, num_blocks: int, x: int, sums: int, scales: int, out: int,
+    out_stride: int, add: int, scratch: int,
 ) -> None:  # fmt: skip
-    """`matmul.multiply_panel` with at most MAX_ROWS rows that lie as octets times a panel of 4-bit weights."""
+    """`matmul.multiply_panel` with at most MAX_ROWS of `num_rows` rows that lie as octets, and 4-bit weights."""
     unpacked, partial, steps = scratch + PARTIAL_BYTES, scratch, (num_blocks + 1) // 2
     factors, panel_scales = unpacked + steps * 2 * BYTES_BYTES, panel + num_blocks * BLOCK_BYTES[FACTORED]
-    if last - first < MANY_ROWS:
+    if num_rows < MANY_ROWS:
         _rows_by_steps(
             PACKED, 0, first, last, panel, panel_scales, 0, num_blocks, num_blocks, x, sums, partial
         )
-        outliers.finish(
+        outliers.finish_sharing(
             PACKED, first, last, 0, panel, num_blocks, x, sums, scales, out, out_stride, add, partial
         )
         return
@@ -209,13 +205,11 @@ def multiply(
             _rows_by_steps(UNPACKED, 0, first, last, w, f, following, count, num_blocks, a, s, partial)
         else:
             _rows_by_steps(UNPACKED, 1, first, last, w, f, following, count, num_blocks, a, s, partial)
-    if last - first < ROWS_TO_EXPAND_FOR:
-        outliers.finish(
+    if num_rows < LISTED_APART_FROM:
+        outliers.finish_sharing(
             UNPACKED, first, last, unpacked, panel, num_blocks, x, sums, scales, out, out_stride, add, partial
         )
     else:
         lines = factors + steps * 2 * FACTOR_BYTES
         shorts.expand(0, panel, num_blocks, lines)
-        outliers.finish(
-            EXPANDED, first, last, lines, panel, num_blocks, x, sums, scales, out, out_stride, add, partial
-        )
+        outliers.finish(first, last, lines, panel, num_blocks, x, sums, scales, out, out_stride, add, partial)

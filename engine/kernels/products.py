@@ -72,13 +72,18 @@ def multiply_panel_by_shorts(
 
 @jit
 def multiply_panel_by_octets(
-    first: int, last: int, panel: int, num_blocks: int, x: int, sums: int, scales: int, out: int, out_stride: int,
-    add: int, scratch: int,
+    num_rows: int, first: int, last: int, panel: int, num_blocks: int, x: int, sums: int, scales: int, out: int,
+    out_stride: int, add: int, scratch: int,
 ) -> None:  # fmt: skip
-    """`matmul.multiply_panel` of 4-bit weights by pairs of bytes; the rows' buffers are padded to 16 rows."""
+    """`matmul.multiply_panel` of 4-bit weights by pairs of bytes; the rows' buffers are padded to 16 rows.
+
+    `num_rows`: of all rows that were quantised together.
+    """
     for begin in range(first, last, shorts.MAX_ROWS):
         stop = min(last, begin + shorts.MAX_ROWS)
-        octets.multiply(begin, stop, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch)
+        octets.multiply(
+            num_rows, begin, stop, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
+        )
 
 
 def multiply(
@@ -200,7 +205,7 @@ def _multiply(
             )
         else:
             multiply_panel_by_octets(
-                first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
+                num_rows, first, last, panel, num_blocks, x, sums, scales, out, out_stride, add, scratch
             )
 
     if isa.tag in BY_OCTETS:

@@ -6,15 +6,12 @@ Tiles of 16 rows, a step of 64 inputs 128 bytes a row. Three layouts, by what mu
   AMX tiles;
 - SHORTS, 16 bits each: step after step, of each group of 4 inputs the pairs (x0, x2) and (x1, x3), as the even and the
   odd bytes of packed weights come;
-- OCTETS, 8 bits each: step after step, 64 bytes a row, where an outlier, |x| > 127, is 0; then, by 64 bytes a row as
-  well, the rows' lists of their outliers. An entry is two words: where among lines of 64
-  bytes that of the input begins (inputs 0 and 2 of each group of 4, then 1 and 3), and the pair that is multiplied with
-  it: x in its half, 0 in the other.
+- OCTETS, 8 bits each: step after step, 64 bytes a row, where an outlier, |x| > 127, is 0; what those are lies behind a
+  tile's octets, see `outlier_lists.py`.
 
 Sums of a row over a block, two words: with LIMBS the pair of 16 bits (2 · Σ h, Σ l) and Σ x as a float; with SHORTS Σ x
 as an integer and as a float; with OCTETS, at the first block of a step, the pair of 16 bits (Σ x of it, Σ x of the
-second) of those that are no outliers, and at each block which of its inputs are, as bits; in the last block how many
-of the row are.
+second) of those that are no outliers, and at each block which of its inputs are, as bits.
 """
 
 from typing import Any
@@ -41,13 +38,13 @@ ROW_STEP_BYTES = 2 * LIMB_BYTES
 STEP_BYTES = TILE_ROWS * ROW_STEP_BYTES
 OCTET_ROW_BYTES = 64
 OCTET_STEP_BYTES = TILE_ROWS * OCTET_ROW_BYTES
-ENTRY_BYTES = 8
-ENTRIES_OF_LINE = 64 // ENTRY_BYTES
-LIST_LINES = 2
-"""Lines of a row's list a step: less than one input in OUTLIER_MEANS, which is at least 4, is an outlier."""
-OCTET_TILE_BYTES = OCTET_STEP_BYTES * (1 + LIST_LINES)
-"""Octets and lists of a tile's rows, a step."""
-SUM_WORD, SUM_FLOAT, OUTLIER_BITS, NUM_LISTED = 0, 4, 4, 4
+OUTLIER_STEP_BYTES = 2 * OCTET_STEP_BYTES
+"""Room for what is beyond octets, 16 bits each."""
+PAIR_STEP_BYTES = 384 * TILE_ROWS
+"""Room for the lists of two rows each: 32 entries of 24 bytes a step."""
+OCTET_TILE_BYTES = OCTET_STEP_BYTES + OUTLIER_STEP_BYTES + PAIR_STEP_BYTES
+"""Octets and outliers of a tile's rows, a step."""
+SUM_WORD, SUM_FLOAT, OUTLIER_BITS = 0, 4, 4
 SUM_BYTES = 8
 TILE_SUMS_BYTES = TILE_ROWS * SUM_BYTES
 LIMB_BITS = 5
@@ -71,9 +68,10 @@ def octets_place(row: int, num_blocks: int) -> Any:
 
 
 @inline
-def list_place(row: int, num_blocks: int) -> Any:
-    """Byte offset of a row's first outliers among quantised rows."""
-    return octets_place(row, num_blocks) + (num_blocks + 1) // 2 * OCTET_STEP_BYTES
+def outliers_place(row: int, num_blocks: int) -> Any:
+    """Byte offset of what follows the octets of a row's tile among quantised rows."""
+    steps = (num_blocks + 1) // 2
+    return row // TILE_ROWS * steps * OCTET_TILE_BYTES + steps * OCTET_STEP_BYTES
 
 
 @inline
@@ -128,37 +126,18 @@ def _without_outliers(context: Any, value: Any) -> Any:
 
 
 @inline
-def _write_octets(first: Any, second: Any, row: int, block: int, sums: int) -> None:
+def _write_octets(first: Any, second: Any, row: int, block: int, sums: int, beyond: int) -> None:
     odd = block % 2
     at, here = row + block // 2 * OCTET_STEP_BYTES + odd * 32, sums + block * TILE_SUMS_BYTES
     kept, kept_second = _without_outliers(first), _without_outliers(second)
     simd.store_i8(at, kept)
     simd.store_i8(at + 16, kept_second)
+    if beyond:
+        store_shorts(beyond + block * 64, first - kept)
+        store_shorts(beyond + block * 64 + 32, second - kept_second)
     word, total = here - odd * TILE_SUMS_BYTES + SUM_WORD, simd.total_i32(kept + kept_second) & 0xFFFF
     simd.write_i32(word, simd.read_i32(word) | total << 16 if odd else total)
     simd.write_i32(here + OUTLIER_BITS, _outliers_of(first) | _outliers_of(second) << LANES)
-
-
-@inline
-def list_outliers(source: int, factor: float, list_at: int, num_blocks: int, sums: int) -> None:
-    """Once a row's blocks are written as OCTETS: its outliers, floats at `source` times `factor`, to its list."""
-    listed = 0
-    # Two blocks at once: a loop that ends is dear.
-    for block in range(0, num_blocks, 2):
-        here = sums + block * TILE_SUMS_BYTES + OUTLIER_BITS
-        outliers = simd.read_i32(here) & 0xFFFFFFFF
-        if block + 1 < num_blocks:
-            outliers |= simd.read_i32(here + TILE_SUMS_BYTES) << 32
-        while outliers:
-            index = block * 32 + simd.lowest_bit(outliers)
-            outliers &= outliers - 1
-            at = list_at + (listed >> 3) * OCTET_STEP_BYTES + (listed & 7) * ENTRY_BYTES
-            value = simd.nearest_one(simd.read_f32(source + index * 4) * factor)
-            line, half = index >> 2 << 1 | index & 1, index >> 1 & 1
-            simd.write_i32(at, line * 64)
-            simd.write_i32(at + 4, (value & 0xFFFF) << half * 16)
-            listed += 1
-    simd.write_i32(sums + (num_blocks - 1) * TILE_SUMS_BYTES + NUM_LISTED, listed)
 
 
 @inline
@@ -208,10 +187,11 @@ def clear_rest(layout: int, row: int, num_blocks: int) -> None:
 
 
 @inline
-def write_block(layout: int, first: Any, second: Any, row: int, block: int, sums: int) -> None:
-    """Block `block` of a row: 2 · 16 integers into the row, which begins at `row`, their sums to its sums at `sums`."""
+def write_block(layout: int, first: Any, second: Any, row: int, block: int, sums: int, beyond: int) -> None:
+    """Block `block` of a row: 2 · 16 integers into the row, which begins at `row`, their sums to its sums at `sums`;
+    where those that are no octets lie in 16 bits, others as 0, as SHORTS do, unless `beyond` is 0."""
     if layout == OCTETS:
-        _write_octets(first, second, row, block, sums)
+        _write_octets(first, second, row, block, sums, beyond)
     elif layout == SHORTS:
         _write_shorts(first, second, row, block, sums)
     else:

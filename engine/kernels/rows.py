@@ -8,13 +8,18 @@ import numpy as np
 from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import jit
+from engine.kernels.outlier_lists import (
+    LISTED_APART_FROM,
+    SHARING_ROWS,
+    beyond_place,
+    list_of_row,
+    list_of_two,
+)
 from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
 from engine.kernels.quantised import (
     OCTETS,
     clear_rest,
     layout_of,
-    list_outliers,
-    list_place,
     row_place,
     sums_place,
     write_block,
@@ -46,7 +51,8 @@ def quantise_row(
     scale, among those of all rows at `quantised`, `sums` and `scales`, see `quantised.py`.
 
     For 8-bit weights the largest is MAX_ACTIVATION; for those of 4 bits a byte holds all but outliers. A row that
-    is not all finite becomes zeros whose scale is not a number, and so is what comes of it.
+    is not all finite becomes zeros whose scale is not a number, and so is what comes of it. Rows 2n and 2n + 1
+    are quantised one after the other, by one thread.
     """
     top, size = simd.splat_f32(ZERO), simd.splat_f32(ZERO)
     for at in range(0, length * 4, 64):
@@ -63,16 +69,21 @@ def quantise_row(
     simd.write_f32(scales + row * 4, quantum)
     num_blocks, layout = length // 32, layout_of(isa, form, num_rows)
     own, own_sums = quantised + row_place(layout, row, num_blocks), sums + sums_place(row, num_blocks)
-    own_list, factor = quantised + list_place(row, num_blocks), simd.splat_f32(inverse)
+    factor, beyond = simd.splat_f32(inverse), 0
+    if layout == OCTETS and num_rows < LISTED_APART_FROM:
+        beyond = quantised + beyond_place(row, num_blocks)
     clear_rest(layout, own, num_blocks)
     for block in range(num_blocks):
         first, second = simd.splat_i32(0), simd.splat_i32(0)
         if is_finite:
             first = simd.nearest(simd.load_f32(source + block * 128) * factor)
             second = simd.nearest(simd.load_f32(source + block * 128 + 64) * factor)
-        write_block(layout, first, second, own, block, own_sums)
-    if layout == OCTETS:
-        list_outliers(source, inverse, own_list, num_blocks, own_sums)
+        write_block(layout, first, second, own, block, own_sums, beyond)
+    if layout == OCTETS and num_rows >= LISTED_APART_FROM:
+        list_of_row(row, source, inverse, num_blocks, quantised, sums)
+    elif layout == OCTETS and (row % SHARING_ROWS == SHARING_ROWS - 1 or row == num_rows - 1):
+        begin = row - row % SHARING_ROWS
+        list_of_two(begin, row + 1 - begin, num_blocks, quantised, sums)
 
 
 @jit

@@ -14,7 +14,7 @@ def warm(progress: Progress | None = None, isa: Isa | None = None) -> None:
     i64, f32 = types.int64, types.float32
     limbs = (matmul.multiply_panel, (tag, *(i64,) * 11))
     shorts = (products.multiply_panel_by_shorts, (tag, *(i64,) * 12))
-    octets = (products.multiply_panel_by_octets, (i64,) * 11)
+    octets = (products.multiply_panel_by_octets, (i64,) * 12)
     by_panel = (
         [octets, shorts] if tag.tag in BY_OCTETS else [limbs, shorts] if tag.tag in BY_SHORTS else [limbs]
     )
