@@ -11,6 +11,7 @@ import httpx
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
+from app import tasks
 from app.admission.admission import Admission
 from app.admission.gate import Gate
 from app.api.admission import admission_router
@@ -120,13 +121,11 @@ def create_app(
         warm_link_costs()
         parts = (workers, dispatcher, gate, pulse, role_switch, peers)
         await tenancy.start()
-        tasks = [asyncio.create_task(part.run()) for part in parts]
+        running = [asyncio.create_task(part.run()) for part in parts]
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await tasks.end(running)
             await client.aclose()
             await tenancy.close()
             if tracer is not None:

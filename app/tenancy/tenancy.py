@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from app import tasks
 from app.requests.record import RequestRecord
 from app.settings import Settings
 from app.tenancy.authenticator import Authenticator
@@ -139,9 +140,7 @@ class Tenancy:
 
     async def close(self) -> None:
         """Enter what is still open, settle, and bring the ledger to the database or leave it in the spool."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await tasks.end(self._tasks)
         for account in list(self._accounts):
             account.enter("cancelled", account.record.completion_tokens)
         with contextlib.suppress(TimeoutError):

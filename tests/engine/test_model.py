@@ -123,10 +123,10 @@ def test_logits_are_those_of_the_reference(made: ModelWeights) -> None:
     expected, got = ReferenceModel(made).forward(tokens), alone(served, tokens)
     served.close()
     error = np.sqrt(np.mean((got - expected) ** 2)) / np.std(expected)
-    # 12-bit activations: about 2^-11 a product, and f16 KV. 8-bit weights for f32 add about 1 %, and so do 8-bit
-    # activations for 4-bit weights: steps of 4/127 of a mean, 4 / 127 / sqrt(12) = 0.9 % a product.
-    kinds = {tensor.kind for tensor in made.tensors.values() if "attn_q" in tensor.name}
-    assert error < (0.01 if kinds == {"q8_0"} else 0.03)
+    # 8-bit queries: steps of 1/127 of their largest, about 2.7 deviations of 128 dims: 2.7 / 127 / sqrt(12) = 0.6 %
+    # a product. 8-bit weights for f32 add about 1 %, and so do 8-bit activations for 4-bit weights: steps of 4/127 of
+    # a mean, 4 / 127 / sqrt(12) = 0.9 % a product.
+    assert error < 0.03
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -73,14 +73,15 @@ def test_the_built_in_text_holds_enough_for_the_real_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "num_tokens",
+    ("num_tokens", "agreement"),
     [
-        pytest.param(400, id="some"),
+        # 97.5 % of 20,449 tokens agree: of so few three deviations less, 3 · sqrt(0.975 · 0.025 / n).
+        pytest.param(400, 0.951, id="some"),
         # The float32 reference takes minutes for these.
-        pytest.param(5_200, marks=[pytest.mark.slow, pytest.mark.timeout(1800)], id="many"),
+        pytest.param(5_200, 0.968, marks=[pytest.mark.slow, pytest.mark.timeout(1800)], id="many"),
     ],
 )
-def test_the_engine_is_within_one_percent_of_the_reference(num_tokens: int) -> None:
+def test_the_engine_is_within_one_percent_of_the_reference(num_tokens: int, agreement: float) -> None:
     entry = catalogue.pull(catalogue.DEFAULT_MODEL)
     texts = corpus.windows(load_text(entry).tokenizer.encode, num_tokens, 512)
     weights = load_weights(entry.path)
@@ -91,7 +92,7 @@ def test_the_engine_is_within_one_percent_of_the_reference(num_tokens: int) -> N
         model.close()
     assert result.tokens >= num_tokens * 0.95
     assert result.perplexity == pytest.approx(result.perplexity_reference, rel=0.01)
-    assert result.top1_agreement > 0.97
+    assert result.top1_agreement > agreement
     assert 0 <= result.kl_mean < 0.01
     # A model that predicts nothing has a perplexity of 49,152: that the text is English must show.
     assert result.perplexity_reference < 60
