@@ -17,8 +17,9 @@ from engine.kernels.simd import F32, F32_LANES, I16, I32_LANES, I64, LANES
 Builder = Any
 SHORT_LANES = ir.VectorType(I16, 2 * LANES)
 GROUPS_OF_BLOCK = BLOCK_TOKENS // 4
-MIN_ROWS = 5
-"""Fewer rows are one group: what is made whole for them is multiplied at once."""
+MIN_ROWS = 9
+"""Fewer rows are one or two groups of 4: what is made whole for each is multiplied at once, and what comes next fetched
+meanwhile."""
 LIMBS, WHOLE = range(2)
 """Keys and values as they lie in a block, or as `gather` leaves them."""
 LINE_BYTES = (64, 128)
