@@ -41,7 +41,7 @@ def score(
 ) -> None:  # fmt: skip
     """scores[row][64] = Σ of queries' integers times those of a stretch's keys (raised by LIMB · KEY_OFFSET).
 
-    Rows begin..end lie in one group of 16. What lies `ahead` of the two blocks is fetched.
+    Rows begin..end lie in one group of 16. What lies `ahead` of the two blocks is fetched, unless they were prepared.
     """
     raise NotImplementedError
 
