@@ -29,8 +29,8 @@ class ModelConfig:
 class KVLayout:
     """How KV lies in memory, locally and in the pool: one contiguous run of bytes per block of tokens.
 
-    A block is `[num_layers][2 (K, V)][num_kv_heads]`, each part `block_tokens × head_dim` integers of 12 bits in two
-    bytes and a 32-bit float for each token (their order: `engine/kernels/kv.py`); a partly filled block (the tail) has
+    A block is `[num_layers][2 (K, V)][num_kv_heads]`, each part `block_tokens × head_dim` integers of 8 bits
+    and a 32-bit float for each token (their order: `engine/kernels/kv.py`); a partly filled block (the tail) has
     the same size and stride. `version` changes when the inner order does.
     """
 
@@ -38,14 +38,14 @@ class KVLayout:
     num_kv_heads: int
     head_dim: int
     block_tokens: int = 32
-    version: str = "i12-1"
+    version: str = "i8-hadamard-1"
 
     @property
     def bytes_per_token(self) -> int:
-        """K and V of one token over all layers (SmolLM2-135M: 30 · 2 · 3 · (64 · 2 + 4) B = 23,760 B)."""
-        return self.num_layers * 2 * self.num_kv_heads * (self.head_dim * 2 + 4)
+        """K and V of one token over all layers (SmolLM2-135M: 30 · 2 · 3 · (64 + 4) B = 12,240 B)."""
+        return self.num_layers * 2 * self.num_kv_heads * (self.head_dim + 4)
 
     @property
     def block_bytes(self) -> int:
-        """One block (SmolLM2-135M at 32 tokens: 760,320 B)."""
+        """One block (SmolLM2-135M at 32 tokens: 391,680 B)."""
         return self.bytes_per_token * self.block_tokens

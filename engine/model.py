@@ -25,7 +25,7 @@ from engine.weights.tensor import Tensor, dequantise
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 
-NUMERICS = "a12-row-a8-outliers/w4-factored-w8-channel/i12-kv-q8-p8/3"
+NUMERICS = "a12-row-a8-outliers-4-6-8/w4-factored-w8-channel/i8-kv-hadamard-q8-p8/1"
 """Changes whenever the same weights and tokens would give other bits."""
 
 

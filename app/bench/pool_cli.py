@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-BLOCK_BYTES = (760_320, 2 << 20)
+BLOCK_BYTES = (391_680, 2 << 20)
 """32 tokens of SmolLM2-135M, and the size that EMS is measured with."""
 
 

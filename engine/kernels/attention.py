@@ -1,10 +1,11 @@
 """Attention of a tile of queries over paged KV: exact integer products, softmax online, 64 tokens after 64 tokens.
 
 Queries of all heads that share a KV head go together; each becomes 8-bit integers with one scale, so a score is an
-exact integer times two floats. Softmax weights of a stretch of 64 tokens become 8-bit integers of their own row's
-scale, so what the stretch adds is again an exact integer times a float. Whoever computes the integers gets the same
-(`attention_dots.py`, `attention_shorts.py`, `attention_tiles.py`), floats are a row's own and stretches begin at
-position 0: a row gets the same bits in any tile and on any path.
+exact integer times two floats. Softmax weights of a row's stretch of 64 tokens, times the scales of its values, become
+8-bit integers of one scale, so what the stretch adds is again an exact integer times a float. Both scales are such that
+two neighbours fit 8 bits together: then their products with bytes add up to 16 bits, which is what AVX2 can do.
+Whoever computes the integers gets the same (`attention_dots.py`, `attention_tiles.py`), floats are a row's own and
+stretches begin at position 0: a row gets the same bits in any tile and on any path.
 """
 
 from typing import Any
@@ -12,15 +13,13 @@ from typing import Any
 import numpy as np
 
 from engine.kernels import amx, simd
-from engine.kernels.attention_products import integer_bytes, mix, prepare, score, spare_bytes, store_integers
+from engine.kernels.attention_products import mix, prepare, score, spare_bytes
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, jit
 from engine.kernels.kv import (
     BLOCK_TOKENS,
     KEY_OFFSET,
-    LIMB,
     ZERO,
-    amplitude,
     scales_at,
 )
 
@@ -30,29 +29,40 @@ STRETCH = 2 * BLOCK_TOKENS
 LOWEST = np.float32(-3e38)
 ONE = np.float32(1.0)
 LOG2_E = np.float32(1.4426950408889634)
-MAX_QUERY = np.float32(127.0)
-MAX_WEIGHT = np.float32(255.0)
+MAX_QUERIES = np.float32(127.0)
+"""Of two neighbours together, before they are rounded: 128 after that at most, and 128 · 255 is below 2**15."""
+MAX_WEIGHTS = np.float32(255.0)
+"""Likewise: 256 · 127 is below 2**15."""
 
 
 def scratch_bytes(group: int, head_dim: int) -> int:
     """Working memory of `attend` for one thread."""
     rows = -(-group * TILE_POSITIONS // 16) * 16
-    lasting = rows * (4 * head_dim + 64 + 2 * head_dim + 3 * 4)
-    of_a_group = 16 * (STRETCH * 4 + 64 + 2 * STRETCH + 3 * 4)
-    return lasting + of_a_group + 4 * 4 * STRETCH + spare_bytes(head_dim) + 64
+    lasting = rows * (4 * head_dim + 64 + head_dim + 3 * 4)
+    of_a_group = 16 * (STRETCH * 4 + 64 + STRETCH + 3 * 4)
+    return lasting + of_a_group + 2 * 4 * STRETCH + spare_bytes(head_dim) + 64
 
 
 @inline
-def _quantise_query(isa: Isa, source: int, head_dim: int, target: int) -> Any:
+def _of_neighbours(x: Any) -> Any:
+    """The sum of each lane and its neighbour."""
+    return x + simd.swap_pairs(x)
+
+
+@inline
+def _quantise_query(source: int, head_dim: int, target: int) -> Any:
     """A query as a row of the products; its scale and what keys are raised by times the sum of its integers."""
-    top = amplitude(source, head_dim)
-    factor = simd.splat_f32(MAX_QUERY / top if top > ZERO else ZERO)
+    tops = simd.splat_f32(ZERO)
+    for at in range(0, head_dim * 4, 64):
+        tops = simd.larger(_of_neighbours(simd.absolute(simd.load_f32(source + at))), tops)
+    top = simd.largest(tops)
+    factor = simd.splat_f32(MAX_QUERIES / top if top > ZERO else ZERO)
     total = simd.splat_i32(0)
     for dim in range(0, head_dim, 16):
         integers = simd.nearest(simd.load_f32(source + dim * 4) * factor)
-        store_integers(isa, target, dim, integers)
+        simd.store_i8(target + dim, integers)
         total = total + integers
-    return top / MAX_QUERY, simd.total_i32(total) * (KEY_OFFSET * LIMB)
+    return top / MAX_QUERIES, simd.total_i32(total) * KEY_OFFSET
 
 
 @inline
@@ -70,33 +80,9 @@ def _load_scales(
 
 
 @inline
-def _bound(top: float, last: int, bounds: int) -> None:
-    """For rows whose last token is `last` and whose largest value scale is `top`: their weights' factor and unit."""
-    simd.write_f32(bounds + last * 8, MAX_WEIGHT / top if top > ZERO else ZERO)
-    simd.write_f32(bounds + last * 8 + 4, top / MAX_WEIGHT)
-
-
-@inline
-def _bounds_of_each(scales: int, num_tokens: int, bounds: int) -> None:
-    """`_bound` by the largest of scales[0..t], for every token t."""
-    top = ZERO
-    for token in range(num_tokens):
-        top = max(top, simd.read_f32(scales + token * 4))
-        _bound(top, token, bounds)
-
-
-@inline
-def _bound_of_all(scales: int, num_tokens: int, bounds: int) -> None:
-    """`_bound` by the largest of all scales of a stretch, for its last token."""
-    first = simd.larger(simd.load_f32(scales), simd.load_f32(scales + 64))
-    second = simd.larger(simd.load_f32(scales + 128), simd.load_f32(scales + 192))
-    _bound(simd.largest(simd.larger(first, second)), num_tokens - 1, bounds)
-
-
-@inline
 def _weigh(
-    isa: Isa, row: int, last: int, scores: int, offsets: int, factors: int, key_scales: int, value_scales: int,
-    bounds: int, weights: int, totals: int, peaks: int, units: int,
+    row: int, last: int, scores: int, offsets: int, factors: int, key_scales: int, value_scales: int, weights: int,
+    totals: int, peaks: int, units: int,
 ) -> None:  # fmt: skip
     """One row's scores of a stretch to integer weights of its values; its peak, sum and what 1 stands for."""
     offset, at = simd.splat_i32(simd.read_i32(offsets + row * 4)), scores + row * 256
@@ -118,14 +104,19 @@ def _weigh(
         w0, w1 = simd.keep_until(w0, last, ZERO), simd.keep_until(w1, last - 16, ZERO)
         w2, w3 = simd.keep_until(w2, last - 32, ZERO), simd.keep_until(w3, last - 48, ZERO)
     simd.store_f32(totals + row * 64, (w0 + w1) + (w2 + w3))
-    bound = bounds + min(last, STRETCH - 1) * 8
-    simd.write_f32(units + row * 4, simd.read_f32(bound + 4))
-    scale = simd.splat_f32(simd.read_f32(bound))
-    target = weights + row * STRETCH * integer_bytes(isa)
-    store_integers(isa, target, 0, simd.nearest(w0 * simd.load_f32(value_scales) * scale))
-    store_integers(isa, target, 16, simd.nearest(w1 * simd.load_f32(value_scales + 64) * scale))
-    store_integers(isa, target, 32, simd.nearest(w2 * simd.load_f32(value_scales + 128) * scale))
-    store_integers(isa, target, 48, simd.nearest(w3 * simd.load_f32(value_scales + 192) * scale))
+    w0, w1 = w0 * simd.load_f32(value_scales), w1 * simd.load_f32(value_scales + 64)
+    w2, w3 = w2 * simd.load_f32(value_scales + 128), w3 * simd.load_f32(value_scales + 192)
+    half, other = (
+        simd.larger(_of_neighbours(w0), _of_neighbours(w1)),
+        simd.larger(_of_neighbours(w2), _of_neighbours(w3)),
+    )
+    top = simd.largest(simd.larger(half, other))
+    simd.write_f32(units + row * 4, top / MAX_WEIGHTS)
+    scale, target = simd.splat_f32(MAX_WEIGHTS / top if top > ZERO else ZERO), weights + row * STRETCH
+    simd.store_i8(target, simd.nearest(w0 * scale))
+    simd.store_i8(target + 16, simd.nearest(w1 * scale))
+    simd.store_i8(target + 32, simd.nearest(w2 * scale))
+    simd.store_i8(target + 48, simd.nearest(w3 * scale))
 
 
 @inline
@@ -176,21 +167,20 @@ def attend(
     mixed = (scratch + 63) // 64 * 64
     sums = mixed + padded * head_floats
     integers = sums + padded * 64
-    offsets = integers + padded * head_dim * 2
+    offsets = integers + padded * head_dim
     factors, highest = offsets + padded * 4, offsets + padded * 8
     # What a group of 16 rows works with.
     scores = offsets + padded * 12
     totals = scores + 16 * STRETCH * 4
     weights = totals + 16 * 64
-    peaks = weights + 16 * STRETCH * 2
+    peaks = weights + 16 * STRETCH
     shrinks, units = peaks + 64, peaks + 128
     key_scales = peaks + 192
-    value_scales, bounds = key_scales + STRETCH * 4, key_scales + STRETCH * 8
-    spare = bounds + STRETCH * 8
-    nothing, row_bytes = simd.splat_f32(ZERO), head_dim * integer_bytes(isa)
+    value_scales = key_scales + STRETCH * 4
+    spare, nothing = value_scales + STRETCH * 4, simd.splat_f32(ZERO)
     for row in range(rows):
         source = queries + row // group * query_stride + row % group * head_floats
-        scale, offset = _quantise_query(isa, source, head_dim, integers + row * row_bytes)
+        scale, offset = _quantise_query(source, head_dim, integers + row * head_dim)
         simd.write_f32(factors + row * 4, scale * LOG2_E)
         simd.write_i32(offsets + row * 4, offset)
         simd.store_f32(sums + row * 64, nothing)
@@ -220,27 +210,20 @@ def attend(
         for kind_at, scales in ((keys_at, key_scales), (values_at, value_scales)):
             at = kind_at + scales_at(head_dim)
             _load_scales(first + at, second + at, num_tokens, scales, ahead, ahead_second)
-        if num_positions > 1 and first_position - start < STRETCH - 1:
-            _bounds_of_each(value_scales, num_tokens, bounds)
-        else:
-            _bound_of_all(value_scales, num_tokens, bounds)
         # Rows that lie wholly before this stretch come first in the tile and are done.
         row = max(0, start - first_position) * group
-        prepared = prepare(
-            isa, rows - row, head_dim, first + keys_at, second + keys_at, first + values_at, second + values_at,
-            num_tokens, spare,
-        )  # fmt: skip
+        prepared = prepare(isa, rows - row, head_dim, first + values_at, second + values_at, spare)
         for base in range(row // 16 * 16, rows, 16):
             begin, end = max(row - base, 0), min(rows - base, 16)
             score(
-                isa, prepared, begin, end, integers + base * row_bytes, head_dim, first + keys_at, second + keys_at,
+                isa, prepared, begin, end, integers + base * head_dim, head_dim, first + keys_at, second + keys_at,
                 num_tokens, scores, spare, ahead, ahead_second,
             )  # fmt: skip
             for each in range(begin, end):
                 last = first_position + (base + each) // group - start
                 _weigh(
-                    isa, each, last, scores, offsets + base * 4, factors + base * 4, key_scales, value_scales, bounds,
-                    weights, totals, peaks, units,
+                    each, last, scores, offsets + base * 4, factors + base * 4, key_scales, value_scales, weights,
+                    totals, peaks, units,
                 )  # fmt: skip
             _join(begin, end, peaks, highest + base * 4, shrinks, units, totals, sums + base * 64)
             mix(

@@ -7,27 +7,20 @@ from llvmlite import ir
 from engine.kernels import simd
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, inline, intrinsic, types
-from engine.kernels.kv import BLOCK_TOKENS, LIMB_BITS, limb_bytes
-from engine.kernels.matmul import DOT, DOT_SMALL
+from engine.kernels.kv import BLOCK_TOKENS, scales_at
+from engine.kernels.matmul import DOT_SHORT
 from engine.kernels.simd import F32, F32_LANES, I32_LANES, I64, LANES
 
 Builder = Any
-PARTS = 2
-"""Sums kept apart: with high limbs, with low ones."""
 
 
-def joined(builder: Builder, high: Any, low: Any) -> Any:
-    """The sum of products."""
-    return builder.add(builder.shl(high, ir.Constant(I32_LANES, [LIMB_BITS] * LANES)), low)
+def _accs(builder: Builder, count: int) -> list[Any]:
+    return [cgutils.alloca_once(builder, I32_LANES) for _ in range(count)]
 
 
-def _joined(builder: Builder, accs: list[Any]) -> Any:
-    return joined(builder, *(builder.load(acc) for acc in accs))
-
-
-def _accs(builder: Builder, count: int) -> list[list[Any]]:
-    zero = ir.Constant(I32_LANES, [0] * LANES)
-    return [[cgutils.alloca_once_value(builder, zero) for _ in range(PARTS)] for _ in range(count)]
+def _clear(builder: Builder, accs: list[Any]) -> None:
+    for acc in accs:
+        builder.store(ir.Constant(I32_LANES, [0] * LANES), acc)
 
 
 @intrinsic
@@ -42,21 +35,17 @@ def _score_rows(
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         _, _, rows_, dims_, keys_, scores_, ahead_ = args
         accs = _accs(b, num_rows)
-        low_keys = b.add(keys_, b.mul(dims_, ir.Constant(I64, BLOCK_TOKENS)))
+        _clear(b, accs)
         with cgutils.for_range(b, b.lshr(dims_, ir.Constant(I64, 2))) as loop:
-            shift = b.mul(loop.index, ir.Constant(I64, 64))
-            key = []
-            for base in (keys_, low_keys):
-                at = b.add(base, shift)
-                simd.prefetch(b, b.add(at, ahead_))
-                key.append(simd.load(b, at, I32_LANES, 64))
+            at = simd.place(b, keys_, loop.index, 64)
+            simd.prefetch(b, b.add(at, ahead_))
+            key = simd.load(b, at, I32_LANES, 64)
             dim = b.mul(loop.index, ir.Constant(I64, 4))
-            for r in range(num_rows):
+            for r, acc in enumerate(accs):
                 quad = simd.splat_word(b, b.add(rows_, b.add(dim, b.mul(dims_, ir.Constant(I64, r)))))
-                for acc, limb, dot in zip(accs[r], key, (DOT, DOT_SMALL), strict=True):
-                    b.store(dot[isa.tag](b, b.load(acc), limb, quad), acc)
-        for r in range(num_rows):
-            simd.store(b, _joined(b, accs[r]), simd.offset(b, scores_, 256 * r))
+                b.store(DOT_SHORT[isa.tag](b, b.load(acc), key, quad), acc)
+        for r, acc in enumerate(accs):
+            simd.store(b, b.load(acc), simd.offset(b, scores_, 256 * r))
         return c.get_dummy_value()
 
     return types.none(isa, count, *[types.int64] * 5), codegen
@@ -99,15 +88,11 @@ def _mix_rows(
             mixed_,
             *aheads,
         ) = args
-        limb = b.mul(dims_, ir.Constant(I64, BLOCK_TOKENS))
         row_bytes = group_bytes = b.mul(dims_, ir.Constant(I64, 4))
         with cgutils.for_range(b, b.lshr(dims_, ir.Constant(I64, 4))) as column:
             shift = b.mul(column.index, ir.Constant(I64, 64))
             accs = _accs(b, num_rows)
-            zero = ir.Constant(I32_LANES, [0] * LANES)
-            for row_accs in accs:
-                for acc in row_accs:
-                    b.store(zero, acc)
+            _clear(b, accs)
             blocks = (
                 (first_, num_first_, 0, aheads[0]),
                 (second_, num_second_, BLOCK_TOKENS, aheads[1]),
@@ -115,17 +100,14 @@ def _mix_rows(
             for block, groups, skipped, ahead_ in blocks:
                 with cgutils.for_range(b, groups) as loop:
                     here = b.add(b.add(block, shift), b.mul(loop.index, group_bytes))
-                    value = []
-                    for at in (here, b.add(here, limb)):
-                        simd.prefetch(b, b.add(at, ahead_))
-                        value.append(simd.load(b, at, I32_LANES, 64))
+                    simd.prefetch(b, b.add(here, ahead_))
+                    value = simd.load(b, here, I32_LANES, 64)
                     token = b.add(b.mul(loop.index, ir.Constant(I64, 4)), ir.Constant(I64, skipped))
-                    for r in range(num_rows):
+                    for r, acc in enumerate(accs):
                         quad = simd.splat_word(b, simd.offset(b, b.add(rows_, token), 64 * r))
-                        for acc, part in zip(accs[r], value, strict=True):
-                            b.store(DOT[isa.tag](b, b.load(acc), quad, part), acc)
-            for r in range(num_rows):
-                integer = _joined(b, accs[r])
+                        b.store(DOT_SHORT[isa.tag](b, b.load(acc), quad, value), acc)
+            for r, acc in enumerate(accs):
+                integer = b.load(acc)
                 spot = b.add(b.add(mixed_, shift), b.mul(row_bytes, ir.Constant(I64, r)))
                 shrink, unit = (
                     simd.splat(b, simd.load(b, simd.offset(b, base, 4 * r), F32, 4), F32_LANES)
@@ -145,7 +127,7 @@ def score(
 ) -> None:  # fmt: skip
     """See `attention_products.score`."""
     for part in range((num_tokens + 15) // 16):
-        keys = (first if part < 2 else second) + part % 2 * (limb_bytes(head_dim) // 2)
+        keys = (first if part < 2 else second) + part % 2 * (scales_at(head_dim) // 2)
         fetched = ahead if part < 2 else ahead_second
         row = begin
         while row < end:

@@ -16,6 +16,7 @@ from engine.kernels.matmul import DOT_SMALL, PAIRS
 from engine.kernels.packing import BLOCK, LANES, Arena, PackedMatrix, aligned, pack, packed_bytes
 from engine.kernels.quantised import BY_OCTETS, SUM_BYTES, TILE_ROWS, quantised_bytes
 from engine.kernels.simd import I32, I32_LANES, I64, splat
+from engine.weights.quantise import NORMED_MEANS
 from engine.weights.tensor import Tensor
 
 CHAINS, FEW_CHAINS = 16, 6
@@ -101,7 +102,7 @@ class Product:
         for row in range(num_rows):
             rows.quantise_row(
                 isa, matrix.form, num_rows, row, x[row].ctypes.data, matrix.num_inputs, self._quantised.ctypes.data,
-                self._sums.ctypes.data, self._scales.ctypes.data,
+                self._sums.ctypes.data, self._scales.ctypes.data, np.float32(NORMED_MEANS),
             )  # fmt: skip
 
     def run(self) -> NDArray[np.float32]:

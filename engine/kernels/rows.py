@@ -24,10 +24,10 @@ from engine.kernels.quantised import (
     sums_place,
     write_block,
 )
-from engine.weights.quantise import MAX_ACTIVATION, MAX_OCTET, OUTLIER_MEANS
+from engine.weights.quantise import MAX_ACTIVATION, MAX_OCTET
 
 MAX_QUANTUM = np.float32(MAX_ACTIVATION)
-QUANTA_PER_MEAN = np.float32(MAX_OCTET / OUTLIER_MEANS)
+OCTET = np.float32(MAX_OCTET)
 INFINITY, NOT_A_NUMBER = np.float32(np.inf), np.float32(np.nan)
 TINY = np.float32(2.0**-126)
 """A smaller step has no reciprocal among floats: its row is zeros."""
@@ -46,12 +46,13 @@ def quantise_row(
     quantised: int,
     sums: int,
     scales: int,
+    means: float,
 ) -> None:
     """Row `row` of `num_rows`, floats, for weights of `form`: to 12-bit integers, their sums per block of 32 and one
     scale, among those of all rows at `quantised`, `sums` and `scales`, see `quantised.py`.
 
-    For 8-bit weights the largest is MAX_ACTIVATION; for those of 4 bits a byte holds all but outliers. A row that
-    is not all finite becomes zeros whose scale is not a number, and so is what comes of it. Rows 2n and 2n + 1
+    For 8-bit weights the largest is MAX_ACTIVATION; for those of 4 bits a byte holds all but outliers, which are at
+    least about `means` (4 or more) times the row's mean |x|. A row that is not all finite becomes zeros whose scale is not a number, and so is what comes of it. Rows 2n and 2n + 1
     are quantised one after the other, by one thread.
     """
     top, size = simd.splat_f32(ZERO), simd.splat_f32(ZERO)
@@ -61,7 +62,7 @@ def quantise_row(
     quantum, inverse, whole = simd.largest(top) / MAX_QUANTUM, ZERO, simd.total(size)
     is_finite = whole < INFINITY
     if form == FACTORED:
-        quantum = max(quantum, whole / (np.float32(length) * QUANTA_PER_MEAN))
+        quantum = max(quantum, whole / np.float32(length) * means / OCTET)
     if not is_finite:
         quantum = NOT_A_NUMBER
     elif quantum >= TINY:

@@ -404,6 +404,19 @@ def swap_pairs(context: Any, x: Any) -> Any:
 
 
 @intrinsic
+def butterfly(context: Any, x: Any, distance: Any) -> Any:
+    """Of two lanes that lie `distance`, a power of two, apart: the sum in the lower, the difference in the other."""
+    apart = distance.literal_value
+    order = ir.Constant(I32_LANES, [lane ^ apart for lane in range(LANES)])
+    signs = ir.Constant(F32_LANES, [-1.0 if lane & apart else 1.0 for lane in range(LANES)])
+
+    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        return fma_ir(b, a[0], signs, b.shuffle_vector(a[0], a[0], order))
+
+    return f32x16(f32x16, distance), codegen
+
+
+@intrinsic
 def fetch(context: Any, address: Any) -> Any:
     """Ask for the cache line at an address, see `prefetch`."""
 

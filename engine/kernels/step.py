@@ -1,6 +1,6 @@
 """One step of the transformer over a batch of rows: what each phase is and how it is cut into chunks.
 
-Per layer: norm and quantise → Q,K,V → rotate and write KV → attention → quantise → output projection (added
+Per layer: norm and quantise → Q,K,V → rotate, transform and write KV → attention → quantise → output projection (added
 to the row) → norm and quantise → gate and up with SiLU → quantise → down projection (added). Then the rows
 that want logits: norm and quantise → LM head. Nobody reads what the last layer makes of other rows than those, except
 their KV: from attention on it goes over those alone, gathered. A phase of one chunk is done at once by the thread that
@@ -9,7 +9,9 @@ opens it.
 
 from typing import Any
 
-from engine.kernels import amx, products, rows, simd
+import numpy as np
+
+from engine.kernels import amx, hadamard, products, rows, simd
 from engine.kernels.attention import attend
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, jit
@@ -33,6 +35,7 @@ from engine.kernels.team import (
     wait_for_next_phase,
     wake_helpers,
 )
+from engine.weights.quantise import GATED_MEANS, MIXED_MEANS, NORMED_MEANS
 
 # Words of a plan: the model's shape, where its buffers lie, then the batch of this step.
 (NUM_LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, EMBEDDING, OUTPUT_NORM, HEAD, LAYERS, ANGLES,
@@ -52,6 +55,7 @@ LAYER_WORDS = 4 * MATRIX_WORDS + 2
 TILE_ROW, TILE_COUNT, TILE_POSITION, TILE_TABLE = range(4)
 TILE_WORDS = 4
 
+OF_NORMED, OF_MIXED, OF_GATED = np.float32(NORMED_MEANS), np.float32(MIXED_MEANS), np.float32(GATED_MEANS)
 FEW_ROWS, MANY_ROWS = 4, 32
 """Rows of one chunk of a phase that goes row by row: the many where all threads get some, so that the rows of a KV
 block, whose keys share cache lines, are one thread's."""
@@ -149,9 +153,11 @@ def num_chunks(plan: int, index: int) -> Any:
 
 
 @inline
-def _quantise(isa: Isa, plan: int, matrix: int, num_rows: int, row: int, source: int, length: int) -> None:
+def _quantise(
+    isa: Isa, plan: int, matrix: int, num_rows: int, row: int, source: int, length: int, means: float
+) -> None:
     quantised, sums, scales = _word(plan, QUANTISED), _word(plan, SUMS), _word(plan, SCALES)
-    rows.quantise_row(isa, _word(matrix, FORM), num_rows, row, source, length, quantised, sums, scales)
+    rows.quantise_row(isa, _word(matrix, FORM), num_rows, row, source, length, quantised, sums, scales, means)
 
 
 @inline
@@ -161,7 +167,7 @@ def _norm_and_quantise(
     hidden = _word(plan, HIDDEN)
     normed = _word(plan, NORMED) + row * hidden * 4
     rows.norm_row(source, weight, hidden, simd.read_f32(plan + PLAN_WORDS * 8), normed)
-    _quantise(isa, plan, matrix, num_rows, row, normed, hidden)
+    _quantise(isa, plan, matrix, num_rows, row, normed, hidden, OF_NORMED)
 
 
 @inline
@@ -170,9 +176,12 @@ def _rotate_row(plan: int, layer: int, row: int) -> None:
     query = _word(plan, QKV) + row * (heads + 2 * kv_heads) * head_dim * 4
     position = simd.read_i32(_word(plan, POSITIONS) + row * 4)
     angles = _word(plan, ANGLES) + position * head_dim * 8
-    rows.rotate_row(query, angles, heads, head_dim, simd.read_f32(plan + PLAN_WORDS * 8 + 4), query)
+    factor = simd.read_f32(plan + PLAN_WORDS * 8 + 4) / np.float32(hadamard.size(head_dim))
+    rows.rotate_row(query, angles, heads, head_dim, factor, query)
     key = query + heads * head_dim * 4
     rows.rotate_row(key, angles, kv_heads, head_dim, rows.ONE, key)
+    for head in range(heads + kv_heads):
+        hadamard.transform(query + head * head_dim * 4, head_dim)
     value = key + kv_heads * head_dim * 4
     part_bytes = head_bytes(head_dim)
     slot = position % BLOCK_TOKENS
@@ -309,14 +318,14 @@ def _run_row(isa: Isa, plan: int, layer: int, phase: int, num_rows: int, row: in
         source = _word(plan, MIXED) + row * width * 4
         if _wants_logits(plan, layer, phase):
             source = _gather_row(plan, row)
-        _quantise(isa, plan, record + LAYER_OUTPUT * 8, num_rows, row, source, width)
+        _quantise(isa, plan, record + LAYER_OUTPUT * 8, num_rows, row, source, width, OF_MIXED)
     elif phase == NORM_GATE_UP:
         matrix = record + LAYER_GATE_UP * 8
         _norm_and_quantise(isa, plan, matrix, num_rows, row, here, _word(record, FEED_FORWARD_NORM))
     else:
         width = _word(plan, INTERMEDIATE)
         source = _word(plan, GATED) + row * width * 4
-        _quantise(isa, plan, record + LAYER_DOWN * 8, num_rows, row, source, width)
+        _quantise(isa, plan, record + LAYER_DOWN * 8, num_rows, row, source, width, OF_GATED)
 
 
 @jit

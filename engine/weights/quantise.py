@@ -13,9 +13,10 @@ MAX_ACTIVATION = 2031
 products with 32 weights of 4 bits fits 16."""
 MAX_OCTET = 127
 """Largest |x| that is no outlier: a signed byte."""
-OUTLIER_MEANS = 4.0
+NORMED_MEANS, MIXED_MEANS, GATED_MEANS = 4.0, 6.0, 8.0
 """How many times the mean |x| of its row an activation for 4-bit weights may be before it is an outlier, unless
-MAX_ACTIVATION asks for larger steps: at most one in so many is one."""
+MAX_ACTIVATION asks for larger steps: at most one in so many is one. After a norm, after attention, after SiLU: the
+longer the tail, the less a coarser step costs, measured as in docs/benchmarks.md (Accuracy)."""
 _ROUNDING = 5
 """|D · q + M| exceeds the exact value over s by less: 8 · 0.5 for D and 0.5 for M."""
 

@@ -27,7 +27,7 @@ TEXTS = [
     "Explain in two sentences how a refrigerator keeps food cold. " * 4,
     "The minutes of the meeting: the bridge opens in May, the trees are planted in January. " * 8,
 ]
-KV_BYTES_PER_TOKEN = 23_760
+KV_BYTES_PER_TOKEN = 12_240
 BLOCK_TOKENS = 32
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.service.running import Service
 
-KV_BYTES_PER_TOKEN = 23_760  # 30 layers x 2 (K, V) x 3 KV heads x (64 x 2 bytes + a float)
+KV_BYTES_PER_TOKEN = 12_240  # 30 layers x 2 (K, V) x 3 KV heads x (64 bytes + a float)
 BLOCK_TOKENS = 32
 BLOCK_BYTES = BLOCK_TOKENS * KV_BYTES_PER_TOKEN
 PHASES = ["queue", "lookup", "prefill", "publish", "fetch", "decode"]
