@@ -28,7 +28,6 @@ STRETCH = 2 * BLOCK_TOKENS
 """Tokens whose weights share a scale: two blocks."""
 LOWEST = np.float32(-3e38)
 ONE = np.float32(1.0)
-LOG2_E = np.float32(1.4426950408889634)
 MAX_QUERIES = np.float32(127.0)
 """Of two neighbours together, before they are rounded: 128 after that at most, and 128 · 255 is below 2**15."""
 MAX_WEIGHTS = np.float32(255.0)
@@ -181,7 +180,7 @@ def attend(
     for row in range(rows):
         source = queries + row // group * query_stride + row % group * head_floats
         scale, offset = _quantise_query(source, head_dim, integers + row * head_dim)
-        simd.write_f32(factors + row * 4, scale * LOG2_E)
+        simd.write_f32(factors + row * 4, scale * simd.LOG2_E)
         simd.write_i32(offsets + row * 4, offset)
         simd.store_f32(sums + row * 64, nothing)
         for at in range(0, head_floats, 64):

@@ -18,7 +18,14 @@ SPILL_BYTES = 4 * amx.TILE_BYTES
 
 @intrinsic
 def _multiply(
-    context: Any, signs: Any, rows: Any, row_bytes: Any, columns: Any, column_bytes: Any, steps: Any, spill: Any
+    context: Any,
+    signs: Any,
+    rows: Any,
+    row_bytes: Any,
+    columns: Any,
+    column_bytes: Any,
+    steps: Any,
+    spill: Any,
 ) -> Any:
     """16 rows times 16 columns over `steps` of 64; `signs` 0: rows signed, columns not; 1: the other way round."""
     order = ("su", "us")[signs.literal_value]

@@ -63,27 +63,28 @@ def bytes_products(builder: Builder, unsigned: Any, signed: Any) -> Any:
     return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, 32), list(range(32))))
 
 
-def _fetch_next_rows(builder: Builder, rows: Any) -> None:
-    """Fetch a step's octets of the four rows that come next in a tile."""
-    for row in range(4, 8):
+def _fetch_rows(builder: Builder, rows: Any) -> None:
+    """Fetch a step's octets of four rows into the first cache."""
+    for row in range(4):
         simd.prefetch(builder, simd.offset(builder, rows, OCTET_ROW_BYTES * row), cache=1)
 
 
 @intrinsic
 def _multiply_steps(
     context: Any, form: Any, joined: Any, rows: Any, weights: Any, factors: Any, following: Any, num_blocks: Any,
-    x: Any, sums: Any, partial: Any,
+    x: Any, ahead: Any, sums: Any, ahead_sums: Any, partial: Any,
 ) -> Any:  # fmt: skip
     """`rows` rows without outliers times some blocks of a panel into `partial` [row][16 outputs], added to what is
     there when `joined`.
 
     `weights` and their `factors` as `unpack` leaves them; or packed, and their scales. `following`: the same stretch
-    of the next panel, packed."""
+    of the next panel, packed; `ahead`, `ahead_sums`: how far on the next rows lie, and their sums. Those are fetched
+    while unpacked weights are multiplied."""
     kind, with_partial, count = form.literal_value, joined.literal_value, rows.literal_value
     pairs = PAIRS["avx2"]
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, _, weights_, factors_, following_, blocks_, x_, sums_, partial_ = args
+        _, _, _, weights_, factors_, following_, blocks_, x_, ahead_, sums_, ahead_sums_, partial_ = args
         simd.align_frame(b)
         accs = [cgutils.alloca_once(b, I32_LANES) for _ in range(count)]
         for r, acc in enumerate(accs):
@@ -125,7 +126,8 @@ def _multiply_steps(
                         (sums_, 2 * TILE_SUMS_BYTES),
                     )
                 )
-                _fetch_next_rows(b, rows_at)
+                _fetch_rows(b, b.add(rows_at, ahead_))
+                simd.prefetch(b, b.add(totals_at, ahead_sums_), cache=1)
                 for index in range(2):
                     here = simd.offset(b, weights_at, BYTES_BYTES * index)
                     ready = ready_lines(b, here, simd.offset(b, factors_at, FACTOR_BYTES * index))
@@ -146,7 +148,7 @@ def _multiply_steps(
             simd.store(b, b.load(acc), simd.offset(b, partial_, 64 * r), 64)
         return c.get_dummy_value()
 
-    return types.none(form, joined, rows, *[types.int64] * 7), codegen
+    return types.none(form, joined, rows, *[types.int64] * 9), codegen
 
 
 @inline
@@ -162,17 +164,28 @@ def _rows_by_steps(
             sums + sums_place(row, num_blocks),
             partial + (row - first) * 64,
         )
+        # The next rows lie behind these, or in the next tile.
+        next_rows = octets_place(row + 4, num_blocks) - octets_place(row, num_blocks)
+        next_sums = sums_place(row + 4, num_blocks) - sums_place(row, num_blocks)
         if row + 4 <= last:
-            _multiply_steps(form, joined, 4, weights, factors, following, count, a, s, p)
+            _multiply_steps(
+                form, joined, 4, weights, factors, following, count, a, next_rows, s, next_sums, p
+            )
             row += 4
         elif row + 3 <= last:
-            _multiply_steps(form, joined, 3, weights, factors, following, count, a, s, p)
+            _multiply_steps(
+                form, joined, 3, weights, factors, following, count, a, next_rows, s, next_sums, p
+            )
             row += 3
         elif row + 2 <= last:
-            _multiply_steps(form, joined, 2, weights, factors, following, count, a, s, p)
+            _multiply_steps(
+                form, joined, 2, weights, factors, following, count, a, next_rows, s, next_sums, p
+            )
             row += 2
         else:
-            _multiply_steps(form, joined, 1, weights, factors, following, count, a, s, p)
+            _multiply_steps(
+                form, joined, 1, weights, factors, following, count, a, next_rows, s, next_sums, p
+            )
             row += 1
 
 

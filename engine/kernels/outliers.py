@@ -130,16 +130,20 @@ def _finish_sharing(
 
 @intrinsic
 def _finish_rows(
-    context: Any, rows: Any, partial: Any, lines: Any, panel: Any, num_blocks: Any, lists: Any, listed: Any,
-    scales: Any, out: Any, out_stride: Any, add: Any,
+    context: Any, rows: Any, partial: Any, lines: Any, panel: Any, num_blocks: Any, lists: Any, ahead: Any,
+    listed: Any, scales: Any, out: Any, out_stride: Any, add: Any,
 ) -> Any:  # fmt: skip
-    """The same of `rows` rows that have a list each; `lines`: the panel as `shorts.expand` leaves it."""
+    """The same of `rows` rows that have a list each; `lines`: the panel as `shorts.expand` leaves it. The beginnings of
+    the next rows' lists, which lie `ahead` of theirs, are fetched."""
     count, pairs = rows.literal_value, PAIRS["avx2"]
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         simd.align_frame(b)
-        _, partial_, lines_, panel_, blocks_, lists_, listed_, *ends = args
+        _, partial_, lines_, panel_, blocks_, lists_, ahead_, listed_, *ends = args
         accs = _sums(b, partial_, count)
+        next_lists = b.add(lists_, ahead_)
+        for row in range(4):
+            simd.prefetch(b, simd.offset(b, next_lists, OCTET_ROW_BYTES * row), cache=1)
         numbers = [_field(b, listed_, SUM_BYTES * r) for r in range(count)]
         most = numbers[0]
         for number in numbers[1:]:
@@ -161,7 +165,7 @@ def _finish_rows(
         _store(b, accs, panel_, blocks_, ends)
         return c.get_dummy_value()
 
-    return types.none(rows, *[types.int64] * 10), codegen
+    return types.none(rows, *[types.int64] * 11), codegen
 
 
 @inline
@@ -189,12 +193,13 @@ def finish(
     while row < last:
         a, p = x + list_place(row, num_blocks), partial + (row - first) * 64
         n, f, o = sums + listed_place(row, num_blocks), scales + row * 4, out + row * out_stride
+        ahead = list_place(row + 4, num_blocks) - list_place(row, num_blocks)
         if row + 4 <= last:
-            _finish_rows(4, p, lines, panel, num_blocks, a, n, f, o, out_stride, add)
+            _finish_rows(4, p, lines, panel, num_blocks, a, ahead, n, f, o, out_stride, add)
             row += 4
         elif row + 2 <= last:
-            _finish_rows(2, p, lines, panel, num_blocks, a, n, f, o, out_stride, add)
+            _finish_rows(2, p, lines, panel, num_blocks, a, ahead, n, f, o, out_stride, add)
             row += 2
         else:
-            _finish_rows(1, p, lines, panel, num_blocks, a, n, f, o, out_stride, add)
+            _finish_rows(1, p, lines, panel, num_blocks, a, ahead, n, f, o, out_stride, add)
             row += 1

@@ -31,6 +31,8 @@ OCTET = np.float32(MAX_OCTET)
 INFINITY, NOT_A_NUMBER = np.float32(np.inf), np.float32(np.nan)
 TINY = np.float32(2.0**-126)
 """A smaller step has no reciprocal among floats: its row is zeros."""
+LOWEST_EXPONENT = np.float32(-126.0)
+"""2 to its negative is a float, and its reciprocal a normal one."""
 ONE = np.float32(1.0)
 ZERO = np.float32(0.0)
 
@@ -52,8 +54,8 @@ def quantise_row(
     scale, among those of all rows at `quantised`, `sums` and `scales`, see `quantised.py`.
 
     For 8-bit weights the largest is MAX_ACTIVATION; for those of 4 bits a byte holds all but outliers, which are at
-    least about `means` (4 or more) times the row's mean |x|. A row that is not all finite becomes zeros whose scale is not a number, and so is what comes of it. Rows 2n and 2n + 1
-    are quantised one after the other, by one thread.
+    least about `means` (4 or more) times the row's mean |x|. A row that is not all finite becomes zeros whose scale is
+    not a number, and so is what comes of it. Rows 2n and 2n + 1 are quantised one after the other, by one thread.
     """
     top, size = simd.splat_f32(ZERO), simd.splat_f32(ZERO)
     for at in range(0, length * 4, 64):
@@ -104,9 +106,10 @@ def norm_row(source: int, weight: int, length: int, epsilon: float, target: int)
 def gate_rows(gate: int, up: int, count: int, target: int, target_stride: int) -> None:
     """silu(gate) · up for `count` rows of 16 floats, 64 bytes apart."""
     one, zero = simd.splat_f32(ONE), simd.splat_f32(ZERO)
+    log2_e, lowest = simd.splat_f32(simd.LOG2_E), simd.splat_f32(LOWEST_EXPONENT)
     for row in range(count):
         g = simd.load_f32(gate + row * 64)
-        sigmoid = simd.quotient(one, one + simd.exp(zero - g))
+        sigmoid = simd.quotient(one, one + simd.exp2(zero - simd.larger(g * log2_e, lowest)))
         simd.store_f32(target + row * target_stride, g * sigmoid * simd.load_f32(up + row * 64))
 
 

@@ -17,6 +17,7 @@ from engine.kernels.jit import Signature, jit
 
 F32 = NDArray[np.float32]
 
+HELD = np.float32(2.0**-126)
 _BUCKETS_PER_UNIT = 8
 _NUM_BUCKETS = 32 * _BUCKETS_PER_UNIT + 1
 """Tokens more than 32 below the best (e**-32 as likely) share the last bucket."""
@@ -24,12 +25,15 @@ _NUM_BUCKETS = 32 * _BUCKETS_PER_UNIT + 1
 
 @jit
 def weigh(below: int, count: int, weights: int) -> None:
-    """e**-below of `count` floats from one address to another: NumPy's own differ in their last bits by machine."""
-    whole, zero = count // 16 * 16, simd.splat_f32(np.float32(0.0))
+    """e**-below of `count` floats from one address to another: NumPy's own differ in their last bits by machine.
+
+    Less than 2**-102 loses 2**-126, at which the kernel's power of two is held: nothing is left of the impossible.
+    """
+    whole, per_unit, held = count // 16 * 16, simd.splat_f32(-simd.LOG2_E), simd.splat_f32(HELD)
     for at in range(0, whole * 4, 64):
-        simd.store_f32(weights + at, simd.exp(zero - simd.load_f32(below + at)))
+        simd.store_f32(weights + at, simd.exp2(simd.load_f32(below + at) * per_unit) - held)
     for at in range(whole * 4, count * 4, 4):
-        lanes = simd.exp(zero - simd.splat_f32(simd.read_f32(below + at)))
+        lanes = simd.exp2(simd.splat_f32(simd.read_f32(below + at)) * per_unit) - held
         simd.write_f32(weights + at, simd.largest(lanes))
 
 

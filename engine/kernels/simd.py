@@ -9,6 +9,7 @@ integers (bytes); the caller vouches for them.
 import operator
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
 from engine.kernels.jit import cgutils, extending, intrinsic, templates, types
@@ -116,49 +117,11 @@ def fma_ir(builder: Builder, a: Any, b: Any, c: Any) -> Any:
     return call(builder, "llvm.fma.v16f32", F32_LANES, [a, b, c])
 
 
-def exp_ir(builder: Builder, x: Any) -> Any:
-    """e^x to 2 units in the last place, the same bits everywhere; below -87 exactly 0, above 88 held at e^88."""
-    lanes = [ir.Constant(F32_LANES, [value] * LANES) for value in _EXP]
-    lowest, highest, log2e, magic, high, low, *series, one = lanes
-    clamped = builder.select(builder.fcmp_ordered("<", x, highest), x, highest)
-    dead = builder.fcmp_unordered("<", clamped, lowest)
-    clamped = builder.select(dead, lowest, clamped)
-    shifted = fma_ir(builder, clamped, log2e, magic)
-    whole = builder.fsub(shifted, magic)
-    rest = fma_ir(builder, whole, high, clamped)
-    rest = fma_ir(builder, whole, low, rest)
-    value = series[0]
-    for term in series[1:]:
-        value = fma_ir(builder, value, rest, term)
-    value = fma_ir(builder, fma_ir(builder, value, builder.fmul(rest, rest), rest), one, one)
-    bits = builder.sub(builder.bitcast(shifted, I32_LANES), builder.bitcast(magic, I32_LANES))
-    scale = builder.shl(
-        builder.add(bits, ir.Constant(I32_LANES, [127] * LANES)), ir.Constant(I32_LANES, [23] * LANES)
-    )
-    value = builder.fmul(value, builder.bitcast(scale, F32_LANES))
-    return builder.select(dead, ir.Constant(F32_LANES, [0.0] * LANES), value)
-
-
-_EXP = (
-    -87.0,
-    88.0,
-    1.4426950408889634,
-    12582912.0,  # 1.5 · 2^23: adding it leaves the nearest integer in the low mantissa bits
-    -0.693359375,  # ln 2 in two parts, the first exact in few bits
-    2.12194440e-4,
-    # Taylor-like minimax coefficients of (e^r - 1 - r) / r² on |r| ≤ ln 2 / 2 (Cephes)
-    1.9875691500e-4,
-    1.3981999507e-3,
-    8.3334519073e-3,
-    4.1665795894e-2,
-    1.6666665459e-1,
-    5.0000001201e-1,
-    1.0,
-)
+LOG2_E = np.float32(1.4426950408889634)
 
 
 def exp2_ir(builder: Builder, x: Any) -> Any:
-    """2^x for x ≤ 0 to 3 parts in a million, 1 at 0, the same bits everywhere; held at 2^-126 below -126."""
+    """2^x for x ≤ 126 to 3 parts in a million, 1 at 0, the same bits everywhere; held at 2^-126 below -126."""
     lowest, magic, *series, one = (ir.Constant(F32_LANES, [value] * LANES) for value in _EXP2)
     clamped = _larger(builder, x, lowest)
     shifted = builder.fadd(clamped, magic)
@@ -171,9 +134,11 @@ def exp2_ir(builder: Builder, x: Any) -> Any:
     return builder.bitcast(builder.add(builder.bitcast(value, I32_LANES), whole), F32_LANES)
 
 
+MAGIC = 12582912.0
+"""1.5 · 2^23: a float of that size has no room for a fraction, and its lowest bits hold the nearest integer."""
 _EXP2 = (
     -126.0,
-    12582912.0,
+    MAGIC,
     # Minimax coefficients of 2^r - 1 on |r| ≤ 1/2 by relative error (found by weighted least squares)
     0.009582853220664227,
     0.05590642620810234,
@@ -295,14 +260,8 @@ def fma(context: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 @intrinsic
-def exp(context: Any, x: Any) -> Any:
-    """e^x, see `exp_ir`."""
-    return f32x16(f32x16), lambda _c, b, _s, a: exp_ir(b, a[0])
-
-
-@intrinsic
 def exp2(context: Any, x: Any) -> Any:
-    """2^x for x ≤ 0, see `exp2_ir`."""
+    """2^x for x ≤ 126, see `exp2_ir`."""
     return f32x16(f32x16), lambda _c, b, _s, a: exp2_ir(b, a[0])
 
 
@@ -341,10 +300,6 @@ def lowest_bit(context: Any, bits: Any) -> Any:
     """Which bit is the lowest that is set; one is."""
     flag = ir.Constant(ir.IntType(1), 1)
     return types.int64(types.int64), lambda _c, b, _s, a: call(b, "llvm.cttz.i64", I64, [a[0], flag])
-
-
-MAGIC = 12582912.0
-"""1.5 · 2^23: a float of that size has no room for a fraction."""
 
 
 def _nearest_ir(builder: Builder, x: Any, magic: Any, integers: Any) -> Any:

@@ -124,9 +124,9 @@ def test_logits_are_those_of_the_reference(made: ModelWeights) -> None:
     served.close()
     error = np.sqrt(np.mean((got - expected) ** 2)) / np.std(expected)
     # 8-bit keys and values: steps of 1/127 of their largest, about 2.7 deviations of 128 dims: 2.7 / 127 / sqrt(12) =
-    # 0.6 % a product; queries of 1/127 of their largest two neighbours, about 4.2 deviations: 1 %. 8-bit weights for f32
-    # add about 1 %, and so do 8-bit activations for 4-bit weights: steps of 4 to 8 times 1/127 of a mean, 0.9 to 1.8 % a
-    # product. Errors of a layer's products join those before.
+    # 0.6 % a product; queries of 1/127 of their largest two neighbours, about 4.2 deviations: 1 %. 8-bit weights for
+    # f32 add about 1 %, and so do 8-bit activations for 4-bit weights: steps of 4 to 8 times 1/127 of a mean, 0.9 to
+    # 1.8 % a product. Errors of a layer's products join those before.
     assert error < 0.045
 
 

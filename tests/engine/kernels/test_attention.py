@@ -105,8 +105,8 @@ def _rounded(
 
 @pytest.mark.parametrize(("num_tokens", "head_dim", "group"), [(200, 64, 3), (70, 128, 1), (97, 32, 4)])
 def test_attention_is_near_plain_float64(num_tokens: int, head_dim: int, group: int) -> None:
-    """Beside the rounding of queries, keys and values weights lose half a unit in 255: about 1/500 of a result where one
-    weight of a stretch stands out, as here, where scores have a deviation of 2 · sqrt(head_dim)."""
+    """Beside the rounding of queries, keys and values weights lose half a unit in 255: about 1/500 of a result where
+    one weight of a stretch stands out, as here, where scores have a deviation of 2 · sqrt(head_dim)."""
     case = Case(num_tokens, head_dim, group)
     found, wanted = case.in_tiles(choose(), TILE_POSITIONS), case.plain()
     error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
@@ -144,8 +144,8 @@ def test_the_layout_counts_what_kernels_use() -> None:
 
 
 def test_the_largest_products_fit() -> None:
-    """All queries, keys and values at the ends of their ranges, and all tokens of equal weight: neighbours' products add
-    up to 64 · 255 + 64 · 255 and 128 · 127 + 128 · 127, the most there is, below 2**15."""
+    """All queries, keys and values at the ends of their ranges, and all tokens of equal weight: neighbours' products
+    add up to 64 · 255 + 64 · 255 and 128 · 127 + 128 · 127, the most there is, below 2**15."""
     case = Case(64, 64, 3)
     for sign in (1, -1):
         case.queries[:], case.keys[:], case.values[:] = sign, 1, sign

@@ -29,8 +29,8 @@ def test_the_transform_is_sylvesters_matrix_of_the_largest_power_of_two(head_dim
 
 
 def test_what_one_dim_holds_is_spread_over_all() -> None:
-    """A head with one large dim, 640 beside ±1, loses its small dims in 127 steps of the largest; transformed, no dim is
-    much larger than another: the largest is at most (640 + 63) of a root mean square of 640."""
+    """A head with one large dim, 640 beside 1, loses its small dims in 127 steps of the largest; transformed, no dim is
+    much larger than another: the largest is at most 640 + 63, the root mean square at least 640."""
     head = aligned(64 * 4).view(np.float32)
     head[:] = 1
     head[17] = 640
