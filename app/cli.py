@@ -100,7 +100,7 @@ def up(
         typer.Option(min=1, envvar=_env("THREADS"), help="Threads a worker; none: one a core, at most 8."),
     ] = None,
     kv_memory_mib: Annotated[
-        int, typer.Option(min=64, envvar=_env("KV_MEMORY_MIB"), help="KV cache of each worker.")
+        int, typer.Option(min=32, envvar=_env("KV_MEMORY_MIB"), help="KV cache of each worker.")
     ] = 1024,
     pool_memory_mib: Annotated[
         int, typer.Option(min=64, envvar=_env("POOL_MEMORY_MIB"), help="Memory of the private Redis.")
@@ -196,7 +196,7 @@ def worker(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, envvar=_env("THREADS"))] = None,
-    kv_memory_mib: Annotated[int, typer.Option(min=64, envvar=_env("KV_MEMORY_MIB"))] = 1024,
+    kv_memory_mib: Annotated[int, typer.Option(min=32, envvar=_env("KV_MEMORY_MIB"))] = 1024,
     model_cache_mib: Annotated[
         int,
         typer.Option(

@@ -27,7 +27,7 @@ from app.models.entry import ModelEntry
 
 BLOCK_TOKENS = 32
 HEADS, HEAD_BLOCKS = 12, 8
-KV_MEMORY_MIB = 64
+KV_MEMORY_MIB = 32
 """Of each worker: less than the requests need together, so that they keep coming back to the pool."""
 _TIMEOUT_S = 120.0
 Say = Callable[[str], None]

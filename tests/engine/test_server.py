@@ -172,7 +172,7 @@ async def test_the_directory_knows_the_worker(running: Running) -> None:
         while record is None or record.state != "ready":
             record = await running.record()
     assert (record.role, record.url, record.pid) == ("both", running.url, os.getpid())
-    assert (record.fingerprint, record.block_tokens, record.kv_bytes_per_token) == (FINGERPRINT, 4, 16)
+    assert (record.fingerprint, record.block_tokens, record.kv_bytes_per_token) == (FINGERPRINT, 4, 12)
     assert (record.kv_blocks_used, record.kv_blocks_total) == (0, 64)
     assert record.max_context_tokens == 256  # what the cache holds is less than the 1,000 of the model
     await running.service.close()

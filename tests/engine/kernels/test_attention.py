@@ -143,14 +143,28 @@ def test_the_layout_counts_what_kernels_use() -> None:
     assert layout.block_bytes == 180 * _part_bytes(64) == 391_680
 
 
-def test_the_largest_products_fit() -> None:
-    """All queries, keys and values at the ends of their ranges, and all tokens of equal weight: neighbours' products
-    add up to 64 · 255 + 64 · 255 and 128 · 127 + 128 · 127, the most there is, below 2**15."""
+def test_the_largest_products_of_weights_fit() -> None:
+    """All values at an end of their range and all tokens of equal weight: the products of neighbours add up to
+    128 · 127 + 128 · 127, the most there is, below 2**15."""
     case = Case(64, 64, 3)
     for sign in (1, -1):
         case.queries[:], case.keys[:], case.values[:] = sign, 1, sign
         case.write()
         wanted = case.in_tiles(choose("portable"), TILE_POSITIONS)
         assert np.allclose(wanted, sign, atol=8e-3)
+        for path in available():
+            assert case.in_tiles(choose(path), TILE_POSITIONS).tobytes() == wanted.tobytes(), path
+
+
+def test_the_largest_products_of_queries_fit() -> None:
+    """Queries and keys at the ends of their ranges: 64 · 255 + 64 · 255, below 2**15. Every other token's keys are as
+    large but of both signs, and scores are small, 64 · 0.02 against 0: what a larger product lost would show."""
+    case = Case(64, 64, 3)
+    for sign in (1, -1):
+        case.queries[:], case.keys[:] = sign * 0.02, 1
+        case.keys[::2, ::2] = -1
+        case.write()
+        wanted = case.in_tiles(choose("portable"), TILE_POSITIONS)
+        assert np.linalg.norm(wanted - case.plain()) < 8e-3 * np.linalg.norm(wanted)
         for path in available():
             assert case.in_tiles(choose(path), TILE_POSITIONS).tobytes() == wanted.tobytes(), path
