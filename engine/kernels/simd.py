@@ -208,13 +208,6 @@ def as_f32(context: Any, x: Any) -> Any:
 
 
 @intrinsic
-def load_i8(context: Any, address: Any) -> Any:
-    """16 signed bytes at an address as floats."""
-    narrow = ir.VectorType(I8, LANES)
-    return f32x16(types.int64), lambda _c, b, _s, a: b.sitofp(load(b, a[0], narrow), F32_LANES)
-
-
-@intrinsic
 def store_i8(context: Any, address: Any, value: Any) -> Any:
     """The low byte of each lane."""
 
@@ -332,26 +325,6 @@ def shift_right(context: Any, x: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def low_bits(context: Any, x: Any, mask: Any) -> Any:
-    """x & mask."""
-
-    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
-        return b.and_(a[0], splat(b, b.trunc(a[1], I32), I32_LANES))
-
-    return i32x16(i32x16, types.int64), codegen
-
-
-@intrinsic
-def shift_left(context: Any, x: Any, bits: Any) -> Any:
-    """x · 2^bits."""
-
-    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
-        return b.shl(a[0], splat(b, b.trunc(a[1], I32), I32_LANES))
-
-    return i32x16(i32x16, types.int64), codegen
-
-
-@intrinsic
 def swap_pairs(context: Any, x: Any) -> Any:
     """Lanes 1, 0, 3, 2, …"""
     order = ir.Constant(I32_LANES, [lane ^ 1 for lane in range(LANES)])
@@ -457,12 +430,6 @@ def write_i32(context: Any, address: Any, value: Any) -> Any:
 def read_i16(context: Any, address: Any) -> Any:
     """One 16-bit integer at an address."""
     return types.int64(types.int64), lambda _c, b, _s, a: b.sext(load(b, a[0], I16), I64)
-
-
-@intrinsic
-def load_i32_as_f32(context: Any, address: Any) -> Any:
-    """16 integers of 32 bits at an address, rounded to floats."""
-    return f32x16(types.int64), lambda _c, b, _s, a: b.sitofp(load(b, a[0], I32_LANES), F32_LANES)
 
 
 @intrinsic
