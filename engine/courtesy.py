@@ -16,11 +16,11 @@ AUTOGROUP = Path("/proc/self/autogroup")
 ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 LONG_TOKENS = 512
 """Tokens to compute from which a prompt is long: nobody expects its first token at once."""
-DECODE_NICENESS = 4
-"""Two fifths of the weight of a neighbour of niceness 0 (423 against 1024): a short prompt slows answers down for a
+DECODE_NICENESS = 7
+"""A fifth of the weight of a neighbour of niceness 0 (215 against 1024): a short prompt slows answers down for a
 moment, where answers at equal weight would keep its first token waiting for twice as long."""
-LONG_NICENESS = 8
-"""Two fifths of the weight of a neighbour that decodes (172 against 423)."""
+LONG_NICENESS = 11
+"""Two fifths of the weight of a neighbour that decodes (87 against 215)."""
 
 
 class Prompt(Protocol):

@@ -7,6 +7,8 @@
   the step's budget in chunks, oldest first, so nobody who reads along waits for someone's long prompt. Where nobody
   reads along, a prompt does not join others that are worth a step of their own: it would not end sooner, and they
   would end later.
+* Answers that were begun elsewhere join a few at a time: those that begin together end together, and the prompts that
+  their users send next would come together and wait for each other.
 * With a TPOT target the budget is what a learned model of step times leaves beside the decode rows, and no more
   sequences are admitted than can decode together within the target.
 * Admission takes all blocks of the known tokens at once and keeps one free block for each running sequence. When
@@ -48,6 +50,11 @@ class Work(Protocol):
         ...
 
     @property
+    def num_generated(self) -> int:
+        """Tokens of the answer that are known."""
+        ...
+
+    @property
     def num_uncomputed(self) -> int:
         """Known tokens without KV."""
         ...
@@ -72,6 +79,8 @@ class Limits:
     tpot_target_s: float | None = None
     fills_steps: bool = False
     """Whether prompts join until a step is full, even where there are rows enough without them."""
+    joining_share: int | None = 8
+    """For so many that decode one answer begun elsewhere may join them in a step, and one in any case; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +117,18 @@ class Scheduler(Generic[W]):
         self.waiting: list[W] = []
         self.loading: list[W] = []
         self.running: list[W] = []
+        self._joining: list[W] = []
+        """Of `running`: answers begun elsewhere that have had no row yet."""
 
     @property
     def is_full(self) -> bool:
         """Whether the waiting queue takes no more."""
         return len(self.waiting) >= self.limits.max_waiting
+
+    @property
+    def has_joining(self) -> bool:
+        """Whether answers wait for a later step to join in."""
+        return bool(self._joining)
 
     @property
     def queued_tokens(self) -> int:
@@ -165,6 +181,8 @@ class Scheduler(Generic[W]):
         self.loading.remove(work)
         self.advance(work)
         insort(self.running, work, key=_seniority)
+        if work.num_generated and work.num_uncomputed == 1:
+            self._joining.append(work)
 
     def plan(self) -> Plan[W]:
         """Choose the next step's rows; sequences preempted for it are back in the waiting queue."""
@@ -209,21 +227,32 @@ class Scheduler(Generic[W]):
         self._give_back(work)
 
     def _plan_decode(self, plan: Plan[W]) -> None:
-        for work in [w for w in self.running if w.num_uncomputed == 1]:
-            if work in plan.preempted or not self._make_room(work, plan):
+        decoding = [w for w in self.running if w.num_uncomputed == 1]
+        self._joining = self._not_yet_joining(decoding)
+        for work in decoding:
+            if work in self._joining or work in plan.preempted or not self._make_room(work, plan):
                 continue
             num_draft = self._room_for_draft(work)
             plan.slots.append(Slot(work, 1 + num_draft, num_draft))
             plan.num_decode += 1 + num_draft
             plan.num_attended += _attended(work.num_computed, 1 + num_draft)
 
+    def _not_yet_joining(self, decoding: list[W]) -> list[W]:
+        """Those that do not join in this step."""
+        share = self.limits.joining_share
+        if share is None or not self._joining:
+            return []
+        joining = [w for w in self._joining if w in decoding]
+        return joining[max(1, (len(decoding) - len(joining)) // share) :]
+
     def _plan_prefill(self, plan: Plan[W]) -> None:
         budget = self._prefill_budget(plan)
         fills = self.limits.fills_steps or plan.num_decode > 0
-        enough = budget if fills else self.step_time.enough_prefill_rows()
+        prompts = [w for w in self.running if w.num_uncomputed > 1]
+        enough = budget if fills else self.step_time.enough_prefill_rows(len(prompts))
         claimed: set[bytes] = set()
         block_tokens = self.blocks.block_tokens
-        for work in [w for w in self.running if w.num_uncomputed > 1]:
+        for work in prompts:
             if budget <= 0 or plan.num_prefill >= enough:
                 break
             self.advance(work)

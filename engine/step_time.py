@@ -11,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 HALF_LIFE_STEPS = 200
-ENOUGH_FIXED = 7
-"""Prefill rows are enough when they take this many times a step's fixed time: more would save at most an eighth."""
 MIN_ENOUGH_ROWS = 64
 """Fewer never are: what is learned of a fixed time is vague where all steps are alike."""
 _PRIOR_WEIGHT = 0.02
@@ -58,10 +56,15 @@ class StepTimeModel:
         attended = num_tokens * first_position + num_tokens * (num_tokens + 1) // 2
         return self.predict(0, num_tokens, attended) - self.predict(0, 0, 0)
 
-    def enough_prefill_rows(self) -> int:
-        """Rows of a step without decode rows from which the weights, read once a step, are read for enough of them."""
+    def enough_prefill_rows(self, num_prompts: int) -> int:
+        """Rows from which a prompt, of so many that wait, had better have a step without decode rows to itself.
+
+        Steps take fixed + b · rows seconds. With two prompts of r rows to a step, n of them end after
+        (n + 2) / 4 · (fixed + 2 · b · r) on the average, with one to a step after (n + 1) / 2 · (fixed + b · r): sooner
+        when b · r is more than n / 2 · fixed.
+        """
         fixed_s, _, prefill_row_s, _ = (float(c) for c in self._solved())
-        return max(MIN_ENOUGH_ROWS, int(ENOUGH_FIXED * fixed_s / max(prefill_row_s, 1e-9)))
+        return max(MIN_ENOUGH_ROWS, int(num_prompts / 2 * fixed_s / max(prefill_row_s, 1e-9)))
 
     def prefill_rows_within(self, seconds: float, num_decode: int, num_attended: int) -> int:
         """How many prefill rows fit beside the decode rows in a step of `seconds`; 0 when not even those fit."""

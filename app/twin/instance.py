@@ -5,7 +5,7 @@ blocks. A decode instance that nothing disturbs repeats the same plan, so it ask
 sequence arrives, ends or needs another block, and lets the steps in between pass at once.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from app.twin.machine import Machine
@@ -41,7 +41,7 @@ class Job:
     lost_tokens: int = 0
     """Tokens whose KV a fault took; those that the pool does not have are computed again."""
     credit: float = 0.0
-    generated: int = 0
+    num_generated: int = 0
     first_token_at: float | None = None
     finished_at: float | None = None
 
@@ -122,9 +122,10 @@ class DecodeInstance:
     def __init__(self, machine: Machine, max_running: int) -> None:
         self.machine = machine
         blocks = BlockManager(max(1, machine.decode_kv_tokens // machine.block_tokens), machine.block_tokens)
-        self.scheduler: Scheduler[Job] = Scheduler(
-            blocks, Limits(max_running=max_running, max_waiting=UNLIMITED)
-        )
+        limits = Limits(max_running=max_running, max_waiting=UNLIMITED)
+        if not machine.joins_gradually:
+            limits = replace(limits, joining_share=None)
+        self.scheduler: Scheduler[Job] = Scheduler(blocks, limits)
         self.generation = 0
         self.stretch_at = 0.0
         self.step_s = 0.0
@@ -138,7 +139,7 @@ class DecodeInstance:
         """A prompt's KV has arrived: the first token is known, the next ones are to be decoded."""
         job.keys = []
         job.num_computed = 0
-        job.num_tokens = job.request.prompt_tokens + job.generated
+        job.num_tokens = job.request.prompt_tokens + job.num_generated
         self.scheduler.submit(job)
 
     def admit(self) -> None:
@@ -161,6 +162,8 @@ class DecodeInstance:
         jobs = [slot.work for slot in plan.slots]
         rate = self.machine.tokens_per_decode_step
         self.num_steps = max(1, min(self._steps_left(job, rate) for job in jobs))
+        if self.scheduler.has_joining:
+            self.num_steps = 1
         mean_context = sum(job.num_tokens for job in jobs) / len(jobs) + rate * self.num_steps / 2
         self.step_s = self.machine.decode_s(len(jobs), mean_context, prefill_busy)
         self.plan, self.stretch_at = plan, now
@@ -172,7 +175,7 @@ class DecodeInstance:
         decoding = {id(slot.work) for slot in self.plan.slots} if self.plan is not None else set()
         found = []
         for job in self.scheduler.running:
-            tokens = job.generated
+            tokens = job.num_generated
             if id(job) in decoding:
                 tokens += int(job.credit + steps * self.machine.tokens_per_decode_step)
             if job.first_token_at is not None and tokens >= min_tokens:
@@ -204,18 +207,18 @@ class DecodeInstance:
         for slot in self.plan.slots:
             job = slot.work
             job.credit += steps * rate
-            tokens = min(int(job.credit), job.request.output_tokens - job.generated)
+            tokens = min(int(job.credit), job.request.output_tokens - job.num_generated)
             job.credit -= int(job.credit)
-            job.generated += tokens
+            job.num_generated += tokens
             job.num_tokens += tokens
             job.num_computed = job.num_tokens - 1
-            if job.generated >= job.request.output_tokens:
+            if job.num_generated >= job.request.output_tokens:
                 done.append(job)
         self.plan = None
         return done
 
     def _steps_left(self, job: Job, rate: float) -> int:
         """Steps until this sequence is complete or might need a block that it does not have."""
-        to_end = ceil((job.request.output_tokens - job.generated - job.credit) / rate - 1e-9)
+        to_end = ceil((job.request.output_tokens - job.num_generated - job.credit) / rate - 1e-9)
         room = len(job.blocks) * self.machine.block_tokens - job.num_tokens
         return min(to_end, int(room / rate))

@@ -49,6 +49,10 @@ class Machine(Protocol):
         """Whether prompts join in a prefill step until it is full."""
 
     @property
+    def joins_gradually(self) -> bool:
+        """Whether answers join those of a decode instance a few at a time."""
+
+    @property
     def prefill_kv_tokens(self) -> int:
         """Tokens whose KV a prefill instance holds."""
 
@@ -90,6 +94,7 @@ class SupernodeMachine:
     block_tokens: int = TRACE_BLOCK_TOKENS
     shares_cores: bool = False
     fills_steps: bool = True
+    joins_gradually: bool = False
     tokens_per_decode_step: float = field(init=False)
     max_step_tokens: int = field(init=False)
     prefill_kv_tokens: int = field(init=False)

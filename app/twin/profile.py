@@ -108,6 +108,11 @@ class LiveMachine:
         return False
 
     @property
+    def joins_gradually(self) -> bool:
+        """A decode worker's answers do."""
+        return True
+
+    @property
     def prefill_kv_tokens(self) -> int:
         """Tokens that a prefill worker's cache holds."""
         return self.profile.prefill_kv_tokens

@@ -166,12 +166,12 @@ class Simulator:
         instance.busy = False
         unit.prefilled_tokens += plan.num_prefill + plan.num_decode
         for job in instance.end_step(plan):
-            job.generated += 1
+            job.num_generated += 1
             if job.first_token_at is None:
                 job.first_token_at = now
                 self._watch.first_token(job, now)
             self.pool.publish(job.request.blocks, now)
-            if job.generated >= job.request.output_tokens:
+            if job.num_generated >= job.request.output_tokens:
                 self._finish(now, job)
             else:
                 self._hand_over(now, job)
@@ -191,7 +191,7 @@ class Simulator:
             target = self.fleet.units[unit_number(chosen.decode_worker)]
             job.decode = target.number
         source = self.fleet.units[job.prefill]
-        num_tokens = job.request.prompt_tokens + job.generated - 1
+        num_tokens = job.request.prompt_tokens + job.num_generated - 1
         for attempt in range(len(source.npus)):
             ends = source.npu(source.num_outgoing + attempt), target.npu(job.number + attempt)
             try:
@@ -259,7 +259,7 @@ class Simulator:
 
     def _finish(self, now: float, job: Job) -> None:
         job.finished_at = now
-        self.fleet.units[job.decode].decoded_tokens += job.generated - 1
+        self.fleet.units[job.decode].decoded_tokens += job.num_generated - 1
         self._watch.finished(job, now)
         self.outcome.now = self._last_progress_at = now
 
@@ -335,7 +335,7 @@ class Simulator:
         ends = (job for job in self._handovers.values() if unit.number in (job.prefill, job.decode))
         unit.is_lost, unit.state, unit.turning_to = True, "ready", None
         for job in [*jobs, *ends]:
-            if job.generated >= job.request.output_tokens:
+            if job.num_generated >= job.request.output_tokens:
                 self._finish(now, job)
             else:
                 self._restart(now, job)
@@ -369,7 +369,7 @@ class Simulator:
             self._settle(now, self.fleet.units[job.prefill])
         job.num_computed = job.cached_tokens = job.counted_tokens = 0
         job.draft = []
-        job.num_tokens = job.request.prompt_tokens + job.generated
+        job.num_tokens = job.request.prompt_tokens + job.num_generated
         job.keys = block_keys(job.request, job.number, self.machine.block_tokens, job.num_tokens)
         self._at(now, "arrive", job)
 

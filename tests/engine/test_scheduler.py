@@ -21,6 +21,11 @@ class Item:
     keys: list[bytes] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
     computes_all: bool = False
+    num_prompt: int = 0
+
+    @property
+    def num_generated(self) -> int:
+        return self.num_tokens - self.num_prompt
 
     @property
     def num_uncomputed(self) -> int:
@@ -34,7 +39,7 @@ def make(num_blocks: int = 100, step_time: StepTimeModel | None = None, **limits
 
 def item(name: str, num_tokens: int, arrived_at: float = 0.0, **fields: float) -> Item:
     keys = [f"{name}{i}".encode() for i in range(num_tokens // 4)]
-    return Item(name, num_tokens, arrived_at, keys=keys, **fields)  # type: ignore[arg-type]  # numbers of either kind
+    return Item(name, num_tokens, arrived_at, keys=keys, num_prompt=num_tokens, **fields)  # type: ignore[arg-type]  # numbers of either kind
 
 
 def begin(scheduler: Scheduler[Item], *items: Item) -> None:
@@ -70,7 +75,7 @@ def test_a_long_prompt_goes_in_chunks_and_oldest_first() -> None:
 
 
 def test_a_prompt_does_not_join_those_that_are_enough() -> None:
-    # By the prior a step's fixed 3 ms are 6 rows of 0.5 ms: 7 · 6 = 42 rows would do, fewer than 64 never do.
+    # By the prior a step takes 3 ms, as long as 6 rows: for 5 prompts 5 / 2 · 6 = 15 would do, fewer than 64 never do.
     scheduler = make(max_step_tokens=128)
     begin(scheduler, item("a", 66), *(item(name, 24, at) for at, name in enumerate("bcde", start=1)))
     assert rows(scheduler.plan()) == [("a", 66)]
@@ -90,6 +95,58 @@ def test_a_step_is_filled_where_that_is_wanted() -> None:
     scheduler = make(max_step_tokens=128, fills_steps=True)
     begin(scheduler, item("a", 66, 1.0), item("b", 20, 2.0))
     assert rows(scheduler.plan()) == [("a", 66), ("b", 20)]
+
+
+def handed_over(scheduler: Scheduler[Item], *names: str) -> None:
+    """Answers whose first token is known, with all KV but that token's."""
+    for name in names:
+        scheduler.submit(item(name, 8))
+    for work in scheduler.admit():
+        work.num_tokens, work.num_computed = 9, 8
+        scheduler.start(work)
+
+
+def test_answers_begun_elsewhere_join_one_by_one() -> None:
+    scheduler = make()
+    handed_over(scheduler, "a", "b", "c")
+    assert [rows(run(scheduler)) for _ in range(3)] == [
+        [("a", 1)],
+        [("a", 1), ("b", 1)],
+        [("a", 1), ("b", 1), ("c", 1)],
+    ]
+    assert not scheduler.has_joining
+
+
+def test_the_more_decode_the_more_join() -> None:
+    scheduler = make(joining_share=2)
+    handed_over(scheduler, *"abcdefgh")
+    # One; one for 1; one for 2; one for 3; two for 4; two for 6.
+    assert [len(run(scheduler).slots) for _ in range(6)] == [1, 2, 3, 4, 6, 8]
+
+
+def test_all_join_where_no_share_is_set() -> None:
+    scheduler = make(joining_share=None)
+    handed_over(scheduler, "a", "b", "c")
+    assert len(scheduler.plan().slots) == 3
+
+
+def test_who_leaves_before_it_joins_is_not_waited_for() -> None:
+    scheduler = make()
+    handed_over(scheduler, "a", "b", "c")
+    run(scheduler)
+    scheduler.remove(scheduler.running[1])
+    assert rows(run(scheduler)) == [("a", 1), ("c", 1)]
+    assert not scheduler.has_joining
+
+
+def test_prompts_found_in_the_cache_do_not_wait_to_join() -> None:
+    scheduler = make()
+    for name in ("a", "b", "c"):
+        scheduler.submit(item(name, 9))
+    for work in scheduler.admit():
+        work.num_computed = 8
+        scheduler.start(work)
+    assert len(scheduler.plan().slots) == 3
 
 
 def test_chunks_end_with_a_block() -> None:

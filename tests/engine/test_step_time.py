@@ -49,8 +49,21 @@ def test_rows_that_fit_a_target() -> None:
 
 
 def test_rows_that_are_enough_for_a_step() -> None:
-    # 7 · 2 ms of prefill rows at 0.125 ms
-    assert trained().enough_prefill_rows() == pytest.approx(112, abs=6)
+    # 14 prompts: 14 / 2 · 2 ms of prefill rows at 0.125 ms
+    assert trained().enough_prefill_rows(14) == pytest.approx(112, abs=6)
+    # 2 / 2 · 2 ms are 16 rows, but fewer than 64 never do.
+    assert trained().enough_prefill_rows(2) == 64
+
+
+def test_prompts_that_are_enough_for_a_step_end_sooner_alone() -> None:
+    # Steps of 2 ms + 0.125 ms a row. Ten prompts of r rows, one or two to a step: the mean of their ends.
+    def mean_s(rows: int, together: int) -> float:
+        ends = [(step + 1) * (0.002 + together * rows * 0.000125) for step in range(10 // together)]
+        return sum(ends) / len(ends)
+
+    enough = trained().enough_prefill_rows(10)
+    assert mean_s(enough + 8, 1) < mean_s(enough + 8, 2)
+    assert mean_s(enough - 8, 1) > mean_s(enough - 8, 2)
 
 
 def test_coefficients_are_never_negative() -> None:

@@ -18,6 +18,7 @@ class ClockworkMachine:
 
     shares_cores: bool = False
     fills_steps: bool = True
+    joins_gradually: bool = False
     step_s: float = 1.0
     sequence_s: float = 0.0
     wire_bytes_per_s: float | None = None

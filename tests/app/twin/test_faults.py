@@ -62,7 +62,7 @@ def test_an_answer_goes_on_where_another_decode_instance_has_room() -> None:
     assert job.decode != whole.decode
     assert job.first_token_at == pytest.approx(0.008)
     assert job.finished_at == pytest.approx(2.5 + 0.003 + 0.25 + 6.0)
-    assert (job.generated, job.hit_tokens) == (10, 0)
+    assert (job.num_generated, job.hit_tokens) == (10, 0)
     # of the 8 + 2 tokens whose KV was lost, the pool had 8
     assert (outcome.num_restarted, outcome.recomputed_tokens) == (1, 2)
 
@@ -70,7 +70,7 @@ def test_an_answer_goes_on_where_another_decode_instance_has_room() -> None:
 def test_the_last_decode_instance_comes_back_and_finds_everyone_waiting() -> None:
     requests = [Request(0.1 * i, 8, 3, ()) for i in range(5)]
     outcome = run(requests, faults="decode:0@1-50")
-    assert all(job.generated == 3 for job in outcome.jobs)
+    assert all(job.num_generated == 3 for job in outcome.jobs)
     assert min(job.finished_at or 0 for job in outcome.jobs) > 50
     never = run(requests, faults="decode:0@1")
     assert all(job.finished_at is None for job in never.jobs)
@@ -197,7 +197,7 @@ def test_whatever_breaks_and_comes_back_every_answer_is_complete() -> None:
             assert job.finished_at is not None, seed
             assert job.first_token_at is not None, seed
             assert job.arrived_at <= job.first_token_at <= job.finished_at, seed
-            assert job.generated == job.request.output_tokens, seed
+            assert job.num_generated == job.request.output_tokens, seed
             assert job.blocks == [], seed
         assert all(unit.num_incoming == 0 for unit in outcome.units), seed
         assert outcome.handover_s >= outcome.handover_idle_s - 1e-6, seed

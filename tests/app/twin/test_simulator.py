@@ -25,7 +25,7 @@ def test_one_request_by_hand() -> None:
     # may save a part of a token, never a whole step here: 1 token a step)
     assert job.first_token_at == pytest.approx(2.010)
     assert job.finished_at == pytest.approx(2.010 + 0.25 + 3.0, abs=1.0 + 1e-9)
-    assert job.generated == 4
+    assert job.num_generated == 4
 
 
 def test_a_second_prompt_waits_for_the_first_and_joins_decode_at_a_step() -> None:
@@ -36,6 +36,14 @@ def test_a_second_prompt_waits_for_the_first_and_joins_decode_at_a_step() -> Non
     assert second.first_token_at == pytest.approx(0.7)
     # decode of the first began at 0.75; the second arrives at 0.95 and joins when that step ends, at 1.75
     assert second.finished_at == pytest.approx(2.75)
+
+
+@pytest.mark.parametrize(("gradually", "ends"), [(False, [2.26, 2.26]), (True, [2.26, 3.26])])
+def test_answers_join_together_or_one_by_one(gradually: bool, ends: list[float]) -> None:
+    # Decode of the first began at 0.26; two more arrive during its first step, which ends at 1.26, and need one step.
+    requests = [Request(0.0, 10, 10, ()), Request(0.3, 10, 2, ()), Request(0.4, 10, 2, ())]
+    jobs = Simulator(ClockworkMachine(joins_gradually=gradually), spec()).run(requests).jobs
+    assert [job.finished_at for job in jobs[1:]] == pytest.approx(ends)
 
 
 def test_a_prefix_in_the_pool_is_not_computed_again() -> None:
@@ -83,7 +91,8 @@ def test_every_block_comes_back_and_every_token_is_made(tmp_path: Path) -> None:
     instances = [*simulator.fleet.prefill.values(), *simulator.fleet.decode.values()]
     outcome = simulator.run(requests)
     assert all(
-        job.generated == job.request.output_tokens or job.request.output_tokens == 1 for job in outcome.jobs
+        job.num_generated == job.request.output_tokens or job.request.output_tokens == 1
+        for job in outcome.jobs
     )
     for instance in instances:
         instance.scheduler.blocks.check_integrity([])
