@@ -206,7 +206,6 @@ class Model:
             widest = max(config.hidden_size, heads_width, config.intermediate_size)
             # Scales, sums and the rows themselves also serve the rows that want logits: never more than these.
             plan[step.HIDDEN_ROWS] = self._hold("hidden", num_rows * config.hidden_size * 4)
-            plan[step.NORMED] = self._hold("normed", num_rows * config.hidden_size * 4)
             plan[step.QKV] = self._hold("qkv", num_rows * qkv_width * 4)
             plan[step.MIXED] = self._hold("mixed", num_rows * heads_width * 4)
             plan[step.GATED] = self._hold("gated", num_rows * config.intermediate_size * 4)
@@ -266,7 +265,8 @@ class Model:
         attention = scratch_bytes(config.num_heads // config.num_kv_heads, config.head_dim)
         widest = max(config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
         matrix = step.GATE_UP_BYTES + products.scratch_bytes(widest)
-        stride = -(-max(attention, matrix) // 4096) * 4096
+        normed = config.hidden_size * 4
+        stride = -(-max(attention, matrix, normed) // 4096) * 4096
         plan[step.SCRATCH_STRIDE] = stride
         plan[step.SCRATCH] = self._hold("scratch", stride * self.num_threads)
         plan[step.PLAN_WORDS :].view(np.float32)[:] = (config.rms_norm_eps, config.head_dim**-0.5)

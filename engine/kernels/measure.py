@@ -100,9 +100,10 @@ class Product:
         self._configs.reshape(-1, 64)[:] = amx.tile_configs()
         x = np.ascontiguousarray(x, np.float32)
         for row in range(num_rows):
+            at = x[row].ctypes.data
             rows.quantise_row(
-                isa, matrix.form, num_rows, row, x[row].ctypes.data, matrix.num_inputs, self._quantised.ctypes.data,
-                self._sums.ctypes.data, self._scales.ctypes.data, np.float32(NORMED_MEANS),
+                isa, matrix.form, num_rows, row, at, matrix.num_inputs, self._quantised.ctypes.data,
+                self._sums.ctypes.data, self._scales.ctypes.data, np.float32(NORMED_MEANS), at,
             )  # fmt: skip
 
     def run(self) -> NDArray[np.float32]:

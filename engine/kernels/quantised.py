@@ -187,6 +187,13 @@ def clear_rest(layout: int, row: int, num_blocks: int) -> None:
 
 
 @inline
+def fetch_next_row(layout: int, row: int, block: int) -> None:
+    """While a row that begins at `row` is written: what it will be of the row after it in its tile."""
+    if layout == OCTETS:
+        simd.fetch(row + block // 2 * OCTET_STEP_BYTES + OCTET_ROW_BYTES)
+
+
+@inline
 def write_block(layout: int, first: Any, second: Any, row: int, block: int, sums: int, beyond: int) -> None:
     """Block `block` of a row: 2 · 16 integers into the row, which begins at `row`, their sums to its sums at `sums`;
     where those that are no octets lie in 16 bits, others as 0, as SHORTS do, unless `beyond` is 0."""

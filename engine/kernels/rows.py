@@ -19,6 +19,7 @@ from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
 from engine.kernels.quantised import (
     OCTETS,
     clear_rest,
+    fetch_next_row,
     layout_of,
     row_place,
     sums_place,
@@ -49,6 +50,7 @@ def quantise_row(
     sums: int,
     scales: int,
     means: float,
+    ahead: int,
 ) -> None:
     """Row `row` of `num_rows`, floats, for weights of `form`: to 12-bit integers, their sums per block of 32 and one
     scale, among those of all rows at `quantised`, `sums` and `scales`, see `quantised.py`.
@@ -56,6 +58,7 @@ def quantise_row(
     For 8-bit weights the largest is MAX_ACTIVATION; for those of 4 bits a byte holds all but outliers, which are at
     least about `means` (4 or more) times the row's mean |x|. A row that is not all finite becomes zeros whose scale is
     not a number, and so is what comes of it. Rows 2n and 2n + 1 are quantised one after the other, by one thread.
+    `ahead`: as many floats that are wanted next, which are fetched meanwhile.
     """
     top, size = simd.splat_f32(ZERO), simd.splat_f32(ZERO)
     for at in range(0, length * 4, 64):
@@ -77,6 +80,9 @@ def quantise_row(
         beyond = quantised + beyond_place(row, num_blocks)
     clear_rest(layout, own, num_blocks)
     for block in range(num_blocks):
+        simd.fetch(ahead + block * 128)
+        simd.fetch(ahead + block * 128 + 64)
+        fetch_next_row(layout, own, block)
         first, second = simd.splat_i32(0), simd.splat_i32(0)
         if is_finite:
             first = simd.nearest(simd.load_f32(source + block * 128) * factor)

@@ -39,10 +39,10 @@ from engine.weights.quantise import GATED_MEANS, MIXED_MEANS, NORMED_MEANS
 
 # Words of a plan: the model's shape, where its buffers lie, then the batch of this step.
 (NUM_LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, EMBEDDING, OUTPUT_NORM, HEAD, LAYERS, ANGLES,
- THREADS, FUTEX, HIDDEN_ROWS, NORMED, QKV, MIXED, GATED, QUANTISED, SUMS, SCALES, LOGITS, LOGITS_STRIDE, SCRATCH,
+ THREADS, FUTEX, HIDDEN_ROWS, QKV, MIXED, GATED, QUANTISED, SUMS, SCALES, LOGITS, LOGITS_STRIDE, SCRATCH,
  SCRATCH_STRIDE, CACHE, BLOCK_BYTES, NUM_ROWS, TOKENS, POSITIONS, ROW_BLOCKS, NUM_LOGIT_ROWS, LOGIT_ROWS, NUM_TILES,
- TILES, CONTROL, TILE_CONFIGS, LAST_ROWS) = range(38)  # fmt: skip
-PLAN_WORDS = 38
+ TILES, CONTROL, TILE_CONFIGS, LAST_ROWS) = range(37)  # fmt: skip
+PLAN_WORDS = 37
 
 # Words of a matrix record, and where a layer's matrices and norms lie in its record.
 FORM, DATA, PANEL_BYTES, NUM_BLOCKS, NUM_PANELS = range(5)
@@ -154,20 +154,26 @@ def num_chunks(plan: int, index: int) -> Any:
 
 @inline
 def _quantise(
-    isa: Isa, plan: int, matrix: int, num_rows: int, row: int, source: int, length: int, means: float
+    isa: Isa, plan: int, matrix: int, num_rows: int, row: int, source: int, length: int, means: float, ahead: int
 ) -> None:
-    quantised, sums, scales = _word(plan, QUANTISED), _word(plan, SUMS), _word(plan, SCALES)
-    rows.quantise_row(isa, _word(matrix, FORM), num_rows, row, source, length, quantised, sums, scales, means)
+    form, quantised, sums, scales = _word(matrix, FORM), _word(plan, QUANTISED), _word(plan, SUMS), _word(plan, SCALES)
+    rows.quantise_row(isa, form, num_rows, row, source, length, quantised, sums, scales, means, ahead)
+
+
+@inline
+def _next_row(source: int, length: int, row: int, num_rows: int) -> Any:
+    """Where the row after `row`, of so many floats, lies; the row itself if it is the last."""
+    return source + length * 4 if row + 1 < num_rows else source
 
 
 @inline
 def _norm_and_quantise(
-    isa: Isa, plan: int, matrix: int, num_rows: int, row: int, source: int, weight: int
+    isa: Isa, plan: int, matrix: int, num_rows: int, row: int, source: int, weight: int, scratch: int
 ) -> None:
     hidden = _word(plan, HIDDEN)
-    normed = _word(plan, NORMED) + row * hidden * 4
-    rows.norm_row(source, weight, hidden, simd.read_f32(plan + PLAN_WORDS * 8), normed)
-    _quantise(isa, plan, matrix, num_rows, row, normed, hidden, OF_NORMED)
+    rows.norm_row(source, weight, hidden, simd.read_f32(plan + PLAN_WORDS * 8), scratch)
+    ahead = _next_row(source, hidden, row, num_rows)
+    _quantise(isa, plan, matrix, num_rows, row, scratch, hidden, OF_NORMED, ahead)
 
 
 @inline
@@ -303,14 +309,14 @@ def _hidden_rows(plan: int, layer: int, phase: int) -> Any:
 
 
 @inline
-def _run_row(isa: Isa, plan: int, layer: int, phase: int, num_rows: int, row: int) -> None:
+def _run_row(isa: Isa, plan: int, layer: int, phase: int, num_rows: int, row: int, scratch: int) -> None:
     record = _word(plan, LAYERS) + layer * LAYER_WORDS * 8
     here = _hidden_rows(plan, layer, phase) + row * _word(plan, HIDDEN) * 4
     if phase == NORM_QKV:
         if layer == 0:
             rows.embed(_word(plan, EMBEDDING), simd.read_i32(_word(plan, TOKENS) + row * 4), here)
         matrix = record + LAYER_QKV * 8
-        _norm_and_quantise(isa, plan, matrix, num_rows, row, here, _word(record, ATTENTION_NORM))
+        _norm_and_quantise(isa, plan, matrix, num_rows, row, here, _word(record, ATTENTION_NORM), scratch)
     elif phase == ROTATE:
         _rotate_row(plan, layer, row)
     elif phase == QUANTISE_MIXED:
@@ -318,14 +324,16 @@ def _run_row(isa: Isa, plan: int, layer: int, phase: int, num_rows: int, row: in
         source = _word(plan, MIXED) + row * width * 4
         if _wants_logits(plan, layer, phase):
             source = _gather_row(plan, row)
-        _quantise(isa, plan, record + LAYER_OUTPUT * 8, num_rows, row, source, width, OF_MIXED)
+        ahead = _next_row(source, width, row, num_rows)
+        _quantise(isa, plan, record + LAYER_OUTPUT * 8, num_rows, row, source, width, OF_MIXED, ahead)
     elif phase == NORM_GATE_UP:
         matrix = record + LAYER_GATE_UP * 8
-        _norm_and_quantise(isa, plan, matrix, num_rows, row, here, _word(record, FEED_FORWARD_NORM))
+        _norm_and_quantise(isa, plan, matrix, num_rows, row, here, _word(record, FEED_FORWARD_NORM), scratch)
     else:
         width = _word(plan, INTERMEDIATE)
         source = _word(plan, GATED) + row * width * 4
-        _quantise(isa, plan, record + LAYER_DOWN * 8, num_rows, row, source, width, OF_GATED)
+        ahead = _next_row(source, width, row, num_rows)
+        _quantise(isa, plan, record + LAYER_DOWN * 8, num_rows, row, source, width, OF_GATED, ahead)
 
 
 @jit
@@ -340,7 +348,7 @@ def run_chunk(isa: Isa, plan: int, index: int, chunk: int, scratch: int) -> None
         if phase == 0:
             for row in chunk_rows:
                 source = _word(plan, LAST_ROWS) + row * _word(plan, HIDDEN) * 4
-                _norm_and_quantise(isa, plan, head, num_rows, row, source, _word(plan, OUTPUT_NORM))
+                _norm_and_quantise(isa, plan, head, num_rows, row, source, _word(plan, OUTPUT_NORM), scratch)
         else:
             out, stride = _word(plan, LOGITS), _word(plan, LOGITS_STRIDE)
             multiply_chunk(isa, plan, head, num_rows, chunk, 1, out, stride, 0, scratch)
@@ -350,7 +358,7 @@ def run_chunk(isa: Isa, plan: int, index: int, chunk: int, scratch: int) -> None
         _run_matrix(isa, plan, layer, phase, chunk, scratch)
     else:
         for row in chunk_rows:
-            _run_row(isa, plan, layer, phase, num_rows, row)
+            _run_row(isa, plan, layer, phase, num_rows, row, scratch)
 
 
 @inline

@@ -19,7 +19,7 @@ def warm(progress: Progress | None = None, isa: Isa | None = None) -> None:
         [octets, shorts] if tag.tag in BY_OCTETS else [limbs, shorts] if tag.tag in BY_SHORTS else [limbs]
     )
     wanted: list[tuple[Any, tuple[Any, ...]]] = [
-        (rows.quantise_row, (tag, *(i64,) * 8, f32)),
+        (rows.quantise_row, (tag, *(i64,) * 8, f32, i64)),
         (rows.norm_row, (i64, i64, i64, f32, i64)),
         (rows.gate_rows, (i64,) * 5),
         (rows.rotate_row, (i64, i64, i64, i64, f32, i64)),

@@ -23,7 +23,7 @@ from engine.kernels.isa import IsaType
 from engine.kernels.jit import compile_all, types
 tag, i64, f32 = IsaType(sys.argv[1]), types.int64, types.float32
 compile_all([
-    (rows.quantise_row, (tag, *(i64,) * 8, f32)),
+    (rows.quantise_row, (tag, *(i64,) * 8, f32, i64)),
     (attention.attend, (tag, *(i64,) * 15)),
     (step.multiply_chunk, (tag, *(i64,) * 9)),
 ])
