@@ -23,8 +23,7 @@ from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, intrinsic, overload, types
 from engine.kernels.packing import FACTORED
-from engine.kernels.simd import I16, I32, I32_LANES, I64, LANES
-from engine.weights.quantise import MAX_OCTET
+from engine.kernels.simd import I16, I32, I64, LANES
 
 Builder = Any
 LIMBS, SHORTS, OCTETS = range(3)
@@ -107,39 +106,6 @@ def store_shorts(context: Any, address: Any, value: Any) -> Any:
     return types.none(types.int64, simd.i32x16), codegen
 
 
-def _beyond_octet(builder: Builder, value: Any) -> Any:
-    shifted = builder.add(value, ir.Constant(I32_LANES, [MAX_OCTET] * LANES))
-    return builder.icmp_unsigned(">", shifted, ir.Constant(I32_LANES, [2 * MAX_OCTET] * LANES))
-
-
-@intrinsic
-def _outliers_of(context: Any, value: Any) -> Any:
-    """Which lanes are outliers, as bits."""
-    return types.int64(simd.i32x16), lambda _c, b, _s, a: b.zext(b.bitcast(_beyond_octet(b, a[0]), I16), I64)
-
-
-@intrinsic
-def _without_outliers(context: Any, value: Any) -> Any:
-    """The lanes, 0 for an outlier."""
-    zero = ir.Constant(I32_LANES, [0] * LANES)
-    return simd.i32x16(simd.i32x16), lambda _c, b, _s, a: b.select(_beyond_octet(b, a[0]), zero, a[0])
-
-
-@inline
-def _write_octets(first: Any, second: Any, row: int, block: int, sums: int, beyond: int) -> None:
-    odd = block % 2
-    at, here = row + block // 2 * OCTET_STEP_BYTES + odd * 32, sums + block * TILE_SUMS_BYTES
-    kept, kept_second = _without_outliers(first), _without_outliers(second)
-    simd.store_i8(at, kept)
-    simd.store_i8(at + 16, kept_second)
-    if beyond:
-        store_shorts(beyond + block * 64, first - kept)
-        store_shorts(beyond + block * 64 + 32, second - kept_second)
-    word, total = here - odd * TILE_SUMS_BYTES + SUM_WORD, simd.total_i32(kept + kept_second) & 0xFFFF
-    simd.write_i32(word, simd.read_i32(word) | total << 16 if odd else total)
-    simd.write_i32(here + OUTLIER_BITS, _outliers_of(first) | _outliers_of(second) << LANES)
-
-
 @inline
 def row_place(layout: int, row: int, num_blocks: int) -> Any:
     """Byte offset of a row's first block among quantised rows."""
@@ -177,9 +143,10 @@ def _write_shorts(first: Any, second: Any, row: int, block: int, sums: int) -> N
 
 
 @inline
-def clear_rest(layout: int, row: int, num_blocks: int) -> None:
-    """Before a row's blocks are written: the half of its last step that is no input is zero for who goes by steps."""
-    if layout != OCTETS and num_blocks % 2:
+def clear_rest(row: int, num_blocks: int) -> None:
+    """Before the blocks of a row of shorts or limbs are written: the half of its last step that is no input is zero for
+    who goes by steps."""
+    if num_blocks % 2:
         nothing = simd.splat_i32(0)
         last = row + num_blocks // 2 * STEP_BYTES
         simd.store_i32(last, nothing)
@@ -187,19 +154,10 @@ def clear_rest(layout: int, row: int, num_blocks: int) -> None:
 
 
 @inline
-def fetch_next_row(layout: int, row: int, block: int) -> None:
-    """While a row that begins at `row` is written: what it will be of the row after it in its tile."""
-    if layout == OCTETS:
-        simd.fetch(row + block // 2 * OCTET_STEP_BYTES + OCTET_ROW_BYTES)
-
-
-@inline
-def write_block(layout: int, first: Any, second: Any, row: int, block: int, sums: int, beyond: int) -> None:
-    """Block `block` of a row: 2 · 16 integers into the row, which begins at `row`, their sums to its sums at `sums`;
-    where those that are no octets lie in 16 bits, others as 0, as SHORTS do, unless `beyond` is 0."""
-    if layout == OCTETS:
-        _write_octets(first, second, row, block, sums, beyond)
-    elif layout == SHORTS:
+def write_block(layout: int, first: Any, second: Any, row: int, block: int, sums: int) -> None:
+    """Block `block` of a row of shorts or limbs: 2 · 16 integers into the row, which begins at `row`, their sums to its
+    sums at `sums`."""
+    if layout == SHORTS:
         _write_shorts(first, second, row, block, sums)
     else:
         _write_limbs(first, second, row, block, sums)

@@ -8,6 +8,7 @@ import numpy as np
 from engine.kernels import simd
 from engine.kernels.isa import Isa
 from engine.kernels.jit import jit
+from engine.kernels.octet_rows import write_octets
 from engine.kernels.outlier_lists import (
     LISTED_APART_FROM,
     SHARING_ROWS,
@@ -19,7 +20,6 @@ from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
 from engine.kernels.quantised import (
     OCTETS,
     clear_rest,
-    fetch_next_row,
     layout_of,
     row_place,
     sums_place,
@@ -75,24 +75,25 @@ def quantise_row(
     simd.write_f32(scales + row * 4, quantum)
     num_blocks, layout = length // 32, layout_of(isa, form, num_rows)
     own, own_sums = quantised + row_place(layout, row, num_blocks), sums + sums_place(row, num_blocks)
-    factor, beyond = simd.splat_f32(inverse), 0
-    if layout == OCTETS and num_rows < LISTED_APART_FROM:
-        beyond = quantised + beyond_place(row, num_blocks)
-    clear_rest(layout, own, num_blocks)
+    if layout == OCTETS:
+        beyond = quantised + beyond_place(row, num_blocks) if num_rows < LISTED_APART_FROM else 0
+        write_octets(isa, source, inverse, is_finite, num_blocks, own, own_sums, beyond, ahead)
+        if not beyond:
+            list_of_row(row, source, inverse, num_blocks, quantised, sums)
+        elif row % SHARING_ROWS == SHARING_ROWS - 1 or row == num_rows - 1:
+            begin = row - row % SHARING_ROWS
+            list_of_two(begin, row + 1 - begin, num_blocks, quantised, sums)
+        return
+    clear_rest(own, num_blocks)
+    factor = simd.splat_f32(inverse)
     for block in range(num_blocks):
         simd.fetch(ahead + block * 128)
         simd.fetch(ahead + block * 128 + 64)
-        fetch_next_row(layout, own, block)
         first, second = simd.splat_i32(0), simd.splat_i32(0)
         if is_finite:
             first = simd.nearest(simd.load_f32(source + block * 128) * factor)
             second = simd.nearest(simd.load_f32(source + block * 128 + 64) * factor)
-        write_block(layout, first, second, own, block, own_sums, beyond)
-    if layout == OCTETS and num_rows >= LISTED_APART_FROM:
-        list_of_row(row, source, inverse, num_blocks, quantised, sums)
-    elif layout == OCTETS and (row % SHARING_ROWS == SHARING_ROWS - 1 or row == num_rows - 1):
-        begin = row - row % SHARING_ROWS
-        list_of_two(begin, row + 1 - begin, num_blocks, quantised, sums)
+        write_block(layout, first, second, own, block, own_sums)
 
 
 @jit

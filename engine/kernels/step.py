@@ -154,9 +154,22 @@ def num_chunks(plan: int, index: int) -> Any:
 
 @inline
 def _quantise(
-    isa: Isa, plan: int, matrix: int, num_rows: int, row: int, source: int, length: int, means: float, ahead: int
+    isa: Isa,
+    plan: int,
+    matrix: int,
+    num_rows: int,
+    row: int,
+    source: int,
+    length: int,
+    means: float,
+    ahead: int,
 ) -> None:
-    form, quantised, sums, scales = _word(matrix, FORM), _word(plan, QUANTISED), _word(plan, SUMS), _word(plan, SCALES)
+    form, quantised, sums, scales = (
+        _word(matrix, FORM),
+        _word(plan, QUANTISED),
+        _word(plan, SUMS),
+        _word(plan, SCALES),
+    )
     rows.quantise_row(isa, form, num_rows, row, source, length, quantised, sums, scales, means, ahead)
 
 
