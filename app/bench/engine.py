@@ -32,7 +32,7 @@ def bench_engine(
 
     Medians over `repeat` runs of random prompts; `ttft_s` is the median time of a whole prompt with its first token.
     `limits` are best-of measurements of this machine: the read bandwidth over the weights' bytes bounds decode,
-    the dot product from registers (one core) is set beside a Q4_1 matrix product of one core.
+    the dot product from registers (one core) is set beside matrix products of one core, in turns.
     Raises ValueError naming the argument when the lengths do not fit the model.
     """
     if prompt_tokens < 1 or output_tokens < 2 or repeat < 1:
@@ -81,9 +81,9 @@ def _limits(isa: Isa, weight_bytes: int, num_threads: int, decode: float) -> dic
         "decode_share_of_limit": decode * weight_bytes / bandwidth,
         "dot_peak_ops_per_s": peak,
         "int8_matrix_512x576x1536_ops_per_s": product,
-        "int8_matrix_share_of_dot_peak": None if peak is None else product / peak,
+        "int8_matrix_share_of_dot_peak": measure.share_of_dot_peak(isa),
         "q4_1_matrix_512x576x1536_ops_per_s": shipped,
-        "q4_1_matrix_share_of_dot_peak": None if peak is None else shipped / peak,
+        "q4_1_matrix_share_of_dot_peak": measure.share_of_dot_peak(isa, "q4_1"),
     }
 
 

@@ -1,5 +1,6 @@
 """What the machine could do at best, measured with the same instructions the kernels use."""
 
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from engine.weights.tensor import Tensor
 CHAINS, FEW_CHAINS = 16, 6
 """Independent accumulators: enough to hide the latency of a dot product, and no more than registers hold."""
 PEAK_ROUNDS = 200_000
+TURNS = 15
 
 
 @intrinsic
@@ -142,8 +144,7 @@ def dot_peak_ops_per_s(isa: Isa) -> float | None:
     """
     if isa.name == "portable":
         return None
-    ops = 2 * (2 if isa.name in BY_OCTETS else 4) * LANES * _chains_of(isa.name)
-    return PEAK_ROUNDS * ops / _best_s(lambda: _dot_rounds(isa, PEAK_ROUNDS))
+    return _rounds_ops(isa) / _best_s(lambda: _dot_rounds(isa, PEAK_ROUNDS))
 
 
 def read_bytes_per_s(num_bytes: int, num_threads: int) -> float:
@@ -161,19 +162,47 @@ def matrix_ops_per_s(
 
     `kind`: what the weights come as, see `random_tensor`; "f32" are served as INT8 per channel.
     """
+    product = _random_product(isa, kind, num_rows, num_inputs, num_outputs)
+    return 2 * num_rows * num_inputs * num_outputs / _best_s(product.run)
+
+
+def share_of_dot_peak(
+    isa: Isa, kind: str = "f32", num_rows: int = 512, num_inputs: int = 576, num_outputs: int = 1536
+) -> float | None:
+    """What such a product reaches of the dot product's operations a second, the median of `TURNS` in which one follows
+    the other: a machine that others use slows both down. None where there is no such peak."""
+    if isa.name == "portable":
+        return None
+    product = _random_product(isa, kind, num_rows, num_inputs, num_outputs)
+    ops, peak_ops, shares = 2 * num_rows * num_inputs * num_outputs, _rounds_ops(isa), []
+    for _ in range(TURNS):
+        peak_s, seconds = _seconds(lambda: _dot_rounds(isa, PEAK_ROUNDS)), _seconds(product.run)
+        shares.append(ops / seconds / (peak_ops / peak_s))
+    return statistics.median(shares)
+
+
+def _rounds_ops(isa: Isa) -> int:
+    """Operations of `PEAK_ROUNDS` rounds of dot products."""
+    return PEAK_ROUNDS * 2 * (2 if isa.name in BY_OCTETS else 4) * LANES * _chains_of(isa.name)
+
+
+def _random_product(isa: Isa, kind: str, num_rows: int, num_inputs: int, num_outputs: int) -> Product:
+    """A product that has been run once."""
     tensor = random_tensor(kind, num_outputs, num_inputs, seed=0)
     matrix = pack([tensor], Arena(packed_bytes([tensor])))
     x = np.random.default_rng(1).standard_normal((num_rows, num_inputs)).astype(np.float32)
     product = Product(isa, matrix, x)
-    return 2 * num_rows * num_inputs * num_outputs / _best_s(product.run)
+    product.run()
+    return product
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def _best_s(work: Callable[[], object], repeat: int = 9) -> float:
     """Shortest of some runs: a limit is what the machine does undisturbed."""
     work()
-    best = float("inf")
-    for _ in range(repeat):
-        began = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - began)
-    return best
+    return min(_seconds(work) for _ in range(repeat))
