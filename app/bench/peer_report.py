@@ -22,8 +22,9 @@ def to_markdown(result: dict[str, Any]) -> str:
     lines = [
         (
             f"Measured {result['date']} on {about['cpu']}, {about['cores']} cores ({', '.join(about['flags'])}), "
-            f"{result['threads']} threads each side, {result['model']}, medians of {result['repeat']} alternating "
-            f"repeats. Peers: {versions}."
+            f"{result['threads']} threads each side, {result['model']}, sides in turns, medians of "
+            f"{result['engine_turns']} turns of one request and {result['repeat']} of the service. "
+            f"Peers: {versions}."
         ),
         "",
         "| engine, one greedy request | prefill 512, tokens/s | ours / theirs | decode 128, tokens/s | ours / theirs |",

@@ -32,6 +32,8 @@ Q4_0_ALONE = "xllamacpp-q4_0"
 PROMPT_TOKENS, OUTPUT_TOKENS = 512, 128
 SERVED_PROMPT_TOKENS, SERVED_SHARED_TOKENS, SERVED_OUTPUT_TOKENS = 256, 192, 64
 CONCURRENCY, REQUESTS = 16, 48
+ENGINE_TURNS = 3
+"""So many turns of one request for each of the service: they are short, and a busy moment meets one side alone."""
 Say = Callable[[str], None]
 
 
@@ -70,6 +72,7 @@ def run_peers(options: PeersOptions, say: Say) -> dict[str, Any]:
         "model": entry.id,
         "threads": options.threads,
         "repeat": options.repeat,
+        "engine_turns": ENGINE_TURNS * options.repeat,
         "versions": {peer.name: peer.version for peer in peers},
         "engine": engine,
         "served": service,
@@ -97,9 +100,8 @@ def _compare_engines(
     options: PeersOptions, peers: Sequence[PeerProcess], tokenizer: Tokenizer, say: Say
 ) -> dict[str, dict[str, Any]]:
     """Tokens a second of each side: prefill and decode of one greedy request."""
-    prompts = served.make_prompts(
-        tokenizer, num=options.repeat + 1, tokens=PROMPT_TOKENS, shared_tokens=1, seed=1
-    )
+    turns = ENGINE_TURNS * options.repeat
+    prompts = served.make_prompts(tokenizer, num=turns + 1, tokens=PROMPT_TOKENS, shared_tokens=1, seed=1)
     model = Model.load(options.entry.path, num_threads=options.threads)
     try:
         sides: dict[str, Callable[[list[int]], dict[str, float]]] = {
@@ -115,7 +117,7 @@ def _compare_engines(
                 run = request(ids)
                 if number:  # the first warms up
                     runs[name].append(_speeds(run))
-            say(f"engine: {number} of {options.repeat}")
+            say(f"engine: {number} of {turns}")
     finally:
         model.close()
     return {

@@ -15,7 +15,13 @@ def peers(
     ],
     model: Annotated[str, typer.Option(help="A model of `models list`.")] = "smollm2-135m",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each side.")] = 2,
-    repeat: Annotated[int, typer.Option(min=1, help="Alternating repeats, of which the medians count.")] = 5,
+    repeat: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Turns of the service, of which the medians count; of one request three times as many.",
+        ),
+    ] = 5,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables into this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the comparison into this PNG file.")] = None,
     as_json: Annotated[

@@ -77,6 +77,7 @@ def result() -> dict[str, Any]:
         "model": "m",
         "threads": 2,
         "repeat": 3,
+        "engine_turns": 9,
         "versions": {"openvino-genai": "9.9"},
         "engine": {"cloudmatrix": side(3000, 200), "openvino-genai": side(2000, 250)},
         "served": {"cloudmatrix": service(600), "openvino-genai": service(400)},
@@ -86,6 +87,7 @@ def result() -> dict[str, Any]:
 def test_the_report_tells_wins_and_losses(tmp_path: Path) -> None:
     text = to_markdown(result())
     assert "A CPU, 2 cores (avx2, amx_int8)" in text
+    assert "medians of 9 turns of one request and 3 of the service" in text
     assert "| OpenVINO GenAI | 2000 | 1.50 × | 250 | 0.80 × |" in text  # 3000 / 2000 and 200 / 250
     assert "| OpenVINO GenAI, in process, no HTTP | 400 | 1.50 × | 0.250 s | 20.0 ms |" in text
     draw(result(), tmp_path / "plot.png")
