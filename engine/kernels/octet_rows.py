@@ -5,8 +5,8 @@ from typing import Any
 from llvmlite import ir
 
 from engine.kernels import simd
-from engine.kernels.isa import Isa
-from engine.kernels.jit import cgutils, inline, intrinsic, overload, types
+from engine.kernels.isa import Isa, IsaType
+from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.quantised import (
     BY_OCTETS,
     OCTET_ROW_BYTES,
@@ -46,11 +46,17 @@ def _total(builder: Builder, octets: Any) -> Any:
 
 
 @intrinsic
-def _write_block(context: Any, first: Any, second: Any, at: Any, beyond: Any) -> Any:
+def _write_block(context: Any, isa: Any, first: Any, second: Any, at: Any, beyond: Any) -> Any:
     """2 · 16 integers as octets, an outlier as 0, at `at`; which are outliers, as bits, and above those the sum of the
     others in 16 bits. Outliers go to `beyond` in 16 bits, others as 0 there, unless it is 0."""
+    if not isinstance(isa, IsaType):
+        return None
+    tag = isa.tag
 
-    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
+    def codegen(_c: Any, b: Builder, _s: Any, args: Any) -> Any:
+        a = args[1:]
+        if tag not in BY_OCTETS:
+            return ir.Constant(I64, 0)  # compiled, but never reached: see `layout_of`
         shorts, outliers, kept = [], [], []
         for value in a[:2]:
             low, high = (_ordered(b, value, list(range(start, start + 8))) for start in (0, 8))
@@ -69,18 +75,19 @@ def _write_block(context: Any, first: Any, second: Any, at: Any, beyond: Any) ->
         total = b.and_(_total(b, octets), ir.Constant(I64, 0xFFFF))
         return b.or_(b.zext(bits, I64), b.shl(total, ir.Constant(I64, 32)))
 
-    return types.int64(simd.i32x16, simd.i32x16, types.int64, types.int64), codegen
+    return types.int64(isa, simd.i32x16, simd.i32x16, types.int64, types.int64), codegen
 
 
 @inline
-def _write_floats(source: int, factor: Any, is_finite: bool, at: int, beyond: int) -> Any:
+def _write_floats(isa: Isa, source: int, factor: Any, is_finite: bool, at: int, beyond: int) -> Any:
     first, second = simd.splat_i32(0), simd.splat_i32(0)
     if is_finite:
         first = simd.nearest(simd.load_f32(source) * factor)
         second = simd.nearest(simd.load_f32(source + 64) * factor)
-    return _write_block(first, second, at, beyond)
+    return _write_block(isa, first, second, at, beyond)
 
 
+@inline
 def write_octets(
     isa: Isa,
     source: int,
@@ -97,61 +104,19 @@ def write_octets(
 
     Meanwhile the floats at `ahead` are fetched, and what will be the next row of the tile.
     """
-    raise NotImplementedError
-
-
-# Numba wants the implementation's parameters named as the overload's are.
-@overload(write_octets)
-def _write_octets(
-    isa: Any,
-    source: Any,
-    factor: Any,
-    is_finite: Any,
-    num_blocks: Any,
-    row: Any,
-    sums: Any,
-    beyond: Any,
-    ahead: Any,
-) -> Any:
-    def by_avx2(
-        isa: Any,
-        source: Any,
-        factor: Any,
-        is_finite: Any,
-        num_blocks: Any,
-        row: Any,
-        sums: Any,
-        beyond: Any,
-        ahead: Any,
-    ) -> None:
-        factors, total = simd.splat_f32(factor), 0
-        for block in range(num_blocks):
-            simd.fetch(ahead + block * 128)
-            simd.fetch(ahead + block * 128 + 64)
-            at = row + block // 2 * OCTET_STEP_BYTES
-            here = sums + block * TILE_SUMS_BYTES
-            pairs = beyond + block * 64 if beyond else 0
-            if block % 2 == 0:
-                simd.fetch(at + OCTET_ROW_BYTES)
-                found = _write_floats(source + block * 128, factors, is_finite, at, pairs)
-                total = found >> 32
-                simd.write_i32(here + SUM_WORD, total)
-            else:
-                found = _write_floats(source + block * 128, factors, is_finite, at + 32, pairs)
-                simd.write_i32(here - TILE_SUMS_BYTES + SUM_WORD, total | found >> 32 << 16)
-            simd.write_i32(here + OUTLIER_BITS, found)
-
-    def never(
-        isa: Any,
-        source: Any,
-        factor: Any,
-        is_finite: Any,
-        num_blocks: Any,
-        row: Any,
-        sums: Any,
-        beyond: Any,
-        ahead: Any,
-    ) -> None:
-        pass
-
-    return by_avx2 if isa.tag in BY_OCTETS else never
+    factors, total = simd.splat_f32(factor), 0
+    for block in range(num_blocks):
+        simd.fetch(ahead + block * 128)
+        simd.fetch(ahead + block * 128 + 64)
+        at = row + block // 2 * OCTET_STEP_BYTES
+        here = sums + block * TILE_SUMS_BYTES
+        pairs = beyond + block * 64 if beyond else 0
+        if block % 2 == 0:
+            simd.fetch(at + OCTET_ROW_BYTES)
+            found = _write_floats(isa, source + block * 128, factors, is_finite, at, pairs)
+            total = found >> 32
+            simd.write_i32(here + SUM_WORD, total)
+        else:
+            found = _write_floats(isa, source + block * 128, factors, is_finite, at + 32, pairs)
+            simd.write_i32(here - TILE_SUMS_BYTES + SUM_WORD, total | found >> 32 << 16)
+        simd.write_i32(here + OUTLIER_BITS, found)
