@@ -16,36 +16,31 @@ from engine.kernels import amx, simd
 from engine.kernels.attention_products import mix, prepare, score, spare_bytes
 from engine.kernels.isa import Isa
 from engine.kernels.jit import inline, jit
-from engine.kernels.kv import (
-    BLOCK_TOKENS,
-    KEY_OFFSET,
-    ZERO,
-    scales_at,
+from engine.kernels.kv import BLOCK_TOKENS, KEY_OFFSET, ZERO, scales_at
+from engine.kernels.softmax import (
+    LOWEST,
+    NUMBERS_BYTES,
+    SCORES_BYTES,
+    STRETCH,
+    VECTORS_BYTES,
+    WEIGHTS_BYTES,
+    join,
+    of_neighbours,
+    weigh,
 )
 
 TILE_POSITIONS = 16
-STRETCH = 2 * BLOCK_TOKENS
-"""Tokens whose weights share a scale: two blocks."""
-LOWEST = np.float32(-3e38)
 ONE = np.float32(1.0)
 MAX_QUERIES = np.float32(127.0)
 """Of two neighbours together, before they are rounded: 128 after that at most, and 128 · 255 is below 2**15."""
-MAX_WEIGHTS = np.float32(255.0)
-"""Likewise: 256 · 127 is below 2**15."""
 
 
 def scratch_bytes(group: int, head_dim: int) -> int:
     """Working memory of `attend` for one thread."""
     rows = -(-group * TILE_POSITIONS // 16) * 16
     lasting = rows * (4 * head_dim + 64 + head_dim + 3 * 4)
-    of_a_group = 16 * (STRETCH * 4 + 64 + STRETCH + 3 * 4)
+    of_a_group = SCORES_BYTES + WEIGHTS_BYTES + 2 * VECTORS_BYTES + 3 * NUMBERS_BYTES
     return lasting + of_a_group + 2 * 4 * STRETCH + spare_bytes(head_dim) + 64
-
-
-@inline
-def _of_neighbours(x: Any) -> Any:
-    """The sum of each lane and its neighbour."""
-    return x + simd.swap_pairs(x)
 
 
 @inline
@@ -53,7 +48,7 @@ def _quantise_query(source: int, head_dim: int, target: int) -> Any:
     """A query as a row of the products; its scale and what keys are raised by times the sum of its integers."""
     tops = simd.splat_f32(ZERO)
     for at in range(0, head_dim * 4, 64):
-        tops = simd.larger(_of_neighbours(simd.absolute(simd.load_f32(source + at))), tops)
+        tops = simd.larger(of_neighbours(simd.absolute(simd.load_f32(source + at))), tops)
     top = simd.largest(tops)
     factor = simd.splat_f32(MAX_QUERIES / top if top > ZERO else ZERO)
     total = simd.splat_i32(0)
@@ -76,66 +71,6 @@ def _load_scales(
         if num_tokens < STRETCH:
             scales = simd.keep_until(scales, num_tokens - 1 - part * 16, ZERO)
         simd.store_f32(target + part * 64, scales)
-
-
-@inline
-def _weigh(
-    row: int, last: int, scores: int, offsets: int, factors: int, key_scales: int, value_scales: int, weights: int,
-    totals: int, peaks: int, units: int,
-) -> None:  # fmt: skip
-    """One row's scores of a stretch to integer weights of its values; its peak, sum and what 1 stands for."""
-    offset, at = simd.splat_i32(simd.read_i32(offsets + row * 4)), scores + row * 256
-    s0 = simd.as_f32(simd.load_i32(at) - offset) * simd.load_f32(key_scales)
-    s1 = simd.as_f32(simd.load_i32(at + 64) - offset) * simd.load_f32(key_scales + 64)
-    s2 = simd.as_f32(simd.load_i32(at + 128) - offset) * simd.load_f32(key_scales + 128)
-    s3 = simd.as_f32(simd.load_i32(at + 192) - offset) * simd.load_f32(key_scales + 192)
-    if last < STRETCH - 1:
-        s0, s1 = simd.keep_until(s0, last, LOWEST), simd.keep_until(s1, last - 16, LOWEST)
-        s2, s3 = simd.keep_until(s2, last - 32, LOWEST), simd.keep_until(s3, last - 48, LOWEST)
-    peak = simd.largest(simd.larger(simd.larger(s0, s1), simd.larger(s2, s3)))
-    factor = simd.read_f32(factors + row * 4)
-    simd.write_f32(peaks + row * 4, peak * factor)
-    level, factor = simd.splat_f32(peak), simd.splat_f32(factor)
-    w0, w1 = simd.exp2((s0 - level) * factor), simd.exp2((s1 - level) * factor)
-    w2, w3 = simd.exp2((s2 - level) * factor), simd.exp2((s3 - level) * factor)
-    if last < STRETCH - 1:
-        # Not by their scores alone: a query of zeros gives every token the same.
-        w0, w1 = simd.keep_until(w0, last, ZERO), simd.keep_until(w1, last - 16, ZERO)
-        w2, w3 = simd.keep_until(w2, last - 32, ZERO), simd.keep_until(w3, last - 48, ZERO)
-    simd.store_f32(totals + row * 64, (w0 + w1) + (w2 + w3))
-    w0, w1 = w0 * simd.load_f32(value_scales), w1 * simd.load_f32(value_scales + 64)
-    w2, w3 = w2 * simd.load_f32(value_scales + 128), w3 * simd.load_f32(value_scales + 192)
-    half, other = (
-        simd.larger(_of_neighbours(w0), _of_neighbours(w1)),
-        simd.larger(_of_neighbours(w2), _of_neighbours(w3)),
-    )
-    top = simd.largest(simd.larger(half, other))
-    simd.write_f32(units + row * 4, top / MAX_WEIGHTS)
-    scale, target = simd.splat_f32(MAX_WEIGHTS / top if top > ZERO else ZERO), weights + row * STRETCH
-    simd.store_i8(target, simd.nearest(w0 * scale))
-    simd.store_i8(target + 16, simd.nearest(w1 * scale))
-    simd.store_i8(target + 32, simd.nearest(w2 * scale))
-    simd.store_i8(target + 48, simd.nearest(w3 * scale))
-
-
-@inline
-def _join(
-    begin: int, end: int, peaks: int, highest: int, shrinks: int, units: int, totals: int, sums: int
-) -> None:
-    """The stretch's softmax with that of the tokens before: how both shrink, and the new sums."""
-    here, before = simd.load_f32(peaks), simd.load_f32(highest)
-    level = simd.larger(here, before)
-    simd.store_f32(highest, level)
-    simd.store_f32(shrinks, simd.exp2(before - level))
-    # From here on `peaks` holds how the stretch shrinks.
-    share = simd.exp2(here - level)
-    simd.store_f32(peaks, share)
-    simd.store_f32(units, simd.load_f32(units) * share)
-    for row in range(begin, end):
-        shrink, share_of_row = simd.read_f32(shrinks + row * 4), simd.read_f32(peaks + row * 4)
-        old = simd.load_f32(sums + row * 64) * simd.splat_f32(shrink)
-        total = simd.load_f32(totals + row * 64)
-        simd.store_f32(sums + row * 64, simd.fma(total, simd.splat_f32(share_of_row), old))
 
 
 @jit
@@ -170,11 +105,12 @@ def attend(
     factors, highest = offsets + padded * 4, offsets + padded * 8
     # What a group of 16 rows works with.
     scores = offsets + padded * 12
-    totals = scores + 16 * STRETCH * 4
-    weights = totals + 16 * 64
-    peaks = weights + 16 * STRETCH
-    shrinks, units = peaks + 64, peaks + 128
-    key_scales = peaks + 192
+    weights = scores + SCORES_BYTES
+    totals = weights + WEIGHTS_BYTES
+    tops = totals + VECTORS_BYTES
+    peaks = tops + VECTORS_BYTES
+    shrinks, units = peaks + NUMBERS_BYTES, peaks + 2 * NUMBERS_BYTES
+    key_scales = peaks + 3 * NUMBERS_BYTES
     value_scales = key_scales + STRETCH * 4
     spare, nothing = value_scales + STRETCH * 4, simd.splat_f32(ZERO)
     for row in range(rows):
@@ -218,13 +154,11 @@ def attend(
                 isa, prepared, begin, end, integers + base * head_dim, head_dim, first + keys_at, second + keys_at,
                 num_tokens, scores, spare, ahead, ahead_second,
             )  # fmt: skip
-            for each in range(begin, end):
-                last = first_position + (base + each) // group - start
-                _weigh(
-                    each, last, scores, offsets + base * 4, factors + base * 4, key_scales, value_scales, weights,
-                    totals, peaks, units,
-                )  # fmt: skip
-            _join(begin, end, peaks, highest + base * 4, shrinks, units, totals, sums + base * 64)
+            weigh(
+                begin, end, (first_position - start) * group + base, group, scores, offsets + base * 4,
+                factors + base * 4, key_scales, value_scales, weights, totals, tops, peaks, units,
+            )  # fmt: skip
+            join(begin, end, peaks, highest + base * 4, shrinks, units, totals, sums + base * 64)
             mix(
                 isa, prepared, begin, end, weights, head_dim, first + values_at, second + values_at, num_tokens,
                 shrinks, units, mixed + base * head_floats, spare, ahead, ahead_second,

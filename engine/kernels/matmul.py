@@ -9,12 +9,11 @@ activation x = 32·h + l is two signed bytes, |h| < 64, so Σ q·x = 32·Σ q·h
 VNNI, plain code) gets the same one.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
 
-from engine.kernels import simd
+from engine.kernels import avx2, simd
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, inline, intrinsic, jit, types
 from engine.kernels.packing import BLOCK_BYTES, CHANNEL, FACTORED, Q8_0, SCALE_BYTES
@@ -95,34 +94,13 @@ def _pairs_vnni(builder: Builder, acc: Any, a: Any, b: Any) -> Any:
     return simd.call(builder, "llvm.x86.avx512.vpdpwssd.512", I32_LANES, [acc, a, b])
 
 
-def _halves_avx2(builder: Builder, kind: Any, *values: Any) -> Iterator[list[Any]]:
-    """Both halves of vectors of 16 lanes, as vectors of this kind's elements."""
-    whole = ir.VectorType(kind, 64 * 8 // kind.width)
-    count = whole.count // 2
-    for start in (0, count):
-        order = ir.Constant(ir.VectorType(I32, count), list(range(start, start + count)))
-        yield [builder.shuffle_vector(*[builder.bitcast(value, whole)] * 2, order) for value in values]
-
-
-def _joined_avx2(builder: Builder, low: Any, high: Any) -> Any:
-    return builder.shuffle_vector(low, high, ir.Constant(I32_LANES, list(range(LANES))))
-
-
 def _pairs_avx2(builder: Builder, acc: Any, a: Any, b: Any) -> Any:
-    parts = [
-        simd.call(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), halves)
-        for halves in _halves_avx2(builder, I16, a, b)
-    ]
-    return builder.add(acc, _joined_avx2(builder, *parts))
+    return builder.add(acc, avx2.short_products(builder, a, b))
 
 
 def _dot_avx2(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:
-    shorts, ones = ir.VectorType(I16, 16), ir.Constant(ir.VectorType(I16, 16), [1] * 16)
-    parts = []
-    for halves in _halves_avx2(builder, I8, unsigned, signed):
-        pairs = simd.call(builder, "llvm.x86.avx2.pmadd.ub.sw", shorts, halves)
-        parts.append(simd.call(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), [pairs, ones]))
-    return builder.add(acc, _joined_avx2(builder, *parts))
+    pairs = avx2.byte_products(builder, unsigned, signed)
+    return builder.add(acc, avx2.short_products(builder, pairs, _const(0x00010001)))
 
 
 DOT: dict[str, Any] = {

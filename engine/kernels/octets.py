@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from engine.kernels import outliers, shorts, simd
+from engine.kernels import avx2, outliers, shorts, simd
 from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.matmul import PAIRS, fetch_ahead
 from engine.kernels.octet_panels import (
@@ -38,10 +38,13 @@ from engine.kernels.quantised import (
     octets_place,
     sums_place,
 )
-from engine.kernels.shorts import EXPANDED_BYTES, PARTIAL_BYTES
-from engine.kernels.simd import I8, I16, I32, I32_LANES, I64, LANES
+from engine.kernels.shorts import EXPANDED_BYTES, PARTIAL_BYTES, SHORT_LANES
+from engine.kernels.simd import I16, I32, I32_LANES, I64, LANES
 
 Builder = Any
+PACKED_STEP_BYTES = 2 * (BLOCK_BYTES[FACTORED] + SCALE_BYTES[FACTORED])
+LINES_OF_STEP = PACKED_STEP_BYTES // 64
+"""Two blocks of a panel as it is stored."""
 MAX_STEPS = 9
 """Steps whose weights and rows stay in the first cache, for every second step of a row falls on the same lines of it.
 """
@@ -52,17 +55,6 @@ def scratch_bytes(num_inputs: int) -> int:
     return PARTIAL_BYTES + unpacked_bytes(num_inputs) + -(-num_inputs // 64) * 2 * EXPANDED_BYTES
 
 
-def bytes_products(builder: Builder, unsigned: Any, signed: Any) -> Any:
-    """Products of 64 bytes each, two added to a lane of 16 bits."""
-    parts, bytes64 = [], ir.VectorType(I8, 4 * LANES)
-    args = [builder.bitcast(value, bytes64) for value in (unsigned, signed)]
-    for start in (0, 32):
-        order = ir.Constant(ir.VectorType(I32, 32), list(range(start, start + 32)))
-        halves = [builder.shuffle_vector(value, value, order) for value in args]
-        parts.append(simd.call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(I16, 16), halves))
-    return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, 32), list(range(32))))
-
-
 def _fetch_rows(builder: Builder, rows: Any) -> None:
     """Fetch a step's octets of four rows into the first cache."""
     for row in range(4):
@@ -71,20 +63,22 @@ def _fetch_rows(builder: Builder, rows: Any) -> None:
 
 @intrinsic
 def _multiply_steps(
-    context: Any, form: Any, joined: Any, rows: Any, weights: Any, factors: Any, following: Any, num_blocks: Any,
-    x: Any, ahead: Any, sums: Any, ahead_sums: Any, partial: Any,
+    context: Any, form: Any, joined: Any, rows: Any, weights: Any, factors: Any, following: Any, num_lines: Any,
+    num_blocks: Any, x: Any, ahead: Any, sums: Any, ahead_sums: Any, partial: Any,
 ) -> Any:  # fmt: skip
     """`rows` rows without outliers times some blocks of a panel into `partial` [row][16 outputs], added to what is
     there when `joined`.
 
-    `weights` and their `factors` as `unpack` leaves them; or packed, and their scales. `following`: the same stretch
-    of the next panel, packed; `ahead`, `ahead_sums`: how far on the next rows lie, and their sums. Those are fetched
-    while unpacked weights are multiplied."""
+    `weights` and their `factors` as `unpack` leaves them; or packed, and their scales. `following`: of the same stretch
+    of the next panel, packed, these rows' share, `num_lines` of each step; `ahead`, `ahead_sums`: how far on the next
+    rows lie, and their sums. Those are fetched while unpacked weights are multiplied."""
     kind, with_partial, count = form.literal_value, joined.literal_value, rows.literal_value
     pairs = PAIRS["avx2"]
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, _, weights_, factors_, following_, blocks_, x_, ahead_, sums_, ahead_sums_, partial_ = args
+        _, _, _, weights_, factors_, following_, lines_, blocks_, x_, ahead_, sums_, ahead_sums_, partial_ = (
+            args
+        )
         simd.align_frame(b)
         accs = [cgutils.alloca_once(b, I32_LANES) for _ in range(count)]
         for r, acc in enumerate(accs):
@@ -98,8 +92,10 @@ def _multiply_steps(
             for group, weights in zip(range(8), lines, strict=False):
                 for r in range(count):
                     quad = simd.splat_word(b, simd.offset(b, rows_at, OCTET_ROW_BYTES * r + 4 * group))
-                    product = bytes_products(b, weights, quad)
-                    parts[r] = b.add(parts[r], product) if group else product
+                    products = b.bitcast(avx2.byte_products(b, weights, quad), SHORT_LANES)
+                    parts[r] = b.add(parts[r], products) if group else products
+                    if group and count >= avx2.PINNED_ROWS:
+                        parts[r] = avx2.pinned(b, parts[r])
             (factor,) = lines
             for acc, part in zip(accs, parts, strict=True):
                 b.store(pairs(b, b.load(acc), b.bitcast(part, I32_LANES), factor), acc)
@@ -116,7 +112,9 @@ def _multiply_steps(
         if kind == UNPACKED:
             with cgutils.for_range(b, b.lshr(b.add(blocks_, one), one)) as loop:
                 # Here, while there is much to compute: to unpack is only to read.
-                fetch_ahead(b, FACTORED, following_, b.shl(loop.index, one), 0, 2)
+                following_step = simd.place(b, following_, loop.index, PACKED_STEP_BYTES)
+                with cgutils.for_range(b, lines_) as line:
+                    simd.prefetch(b, simd.place(b, following_step, line.index, 64))
                 rows_at, weights_at, factors_at, totals_at = (
                     simd.place(b, base, loop.index, num_bytes)
                     for base, num_bytes in (
@@ -148,7 +146,7 @@ def _multiply_steps(
             simd.store(b, b.load(acc), simd.offset(b, partial_, 64 * r), 64)
         return c.get_dummy_value()
 
-    return types.none(form, joined, rows, *[types.int64] * 9), codegen
+    return types.none(form, joined, rows, *[types.int64] * 10), codegen
 
 
 @inline
@@ -156,8 +154,13 @@ def _rows_by_steps(
     form: int, joined: int, first: int, last: int, weights: int, factors: int, following: int, count: int,
     num_blocks: int, x: int, sums: int, partial: int,
 ) -> None:  # fmt: skip
-    row = first
+    # The first half of the rows fetch the next panel, a share each: that is soon enough, and once.
+    lines_each = -(-LINES_OF_STEP * 8 // (last - first))
+    row, fetched = first, 0
     while row < last:
+        num_lines = min(lines_each, LINES_OF_STEP - fetched)
+        share = following + fetched * 64
+        fetched += num_lines
         # Groups of 4, 2 and 1 from a multiple of 16 on: a group never straddles two tiles of rows.
         a, s, p = (
             x + octets_place(row, num_blocks),
@@ -169,22 +172,22 @@ def _rows_by_steps(
         next_sums = sums_place(row + 4, num_blocks) - sums_place(row, num_blocks)
         if row + 4 <= last:
             _multiply_steps(
-                form, joined, 4, weights, factors, following, count, a, next_rows, s, next_sums, p
+                form, joined, 4, weights, factors, share, num_lines, count, a, next_rows, s, next_sums, p
             )
             row += 4
         elif row + 3 <= last:
             _multiply_steps(
-                form, joined, 3, weights, factors, following, count, a, next_rows, s, next_sums, p
+                form, joined, 3, weights, factors, share, num_lines, count, a, next_rows, s, next_sums, p
             )
             row += 3
         elif row + 2 <= last:
             _multiply_steps(
-                form, joined, 2, weights, factors, following, count, a, next_rows, s, next_sums, p
+                form, joined, 2, weights, factors, share, num_lines, count, a, next_rows, s, next_sums, p
             )
             row += 2
         else:
             _multiply_steps(
-                form, joined, 1, weights, factors, following, count, a, next_rows, s, next_sums, p
+                form, joined, 1, weights, factors, share, num_lines, count, a, next_rows, s, next_sums, p
             )
             row += 1
 
@@ -211,7 +214,7 @@ def multiply(
     each = -(-steps // stretches)
     for begin in range(0, steps, each):
         count = 2 * min(each, steps - begin)
-        following = next_panel + 2 * begin * (BLOCK_BYTES[FACTORED] + SCALE_BYTES[FACTORED])
+        following = next_panel + begin * PACKED_STEP_BYTES
         w, f = unpacked + begin * 2 * BYTES_BYTES, factors + begin * 2 * FACTOR_BYTES
         a, s = x + begin * OCTET_STEP_BYTES, sums + 2 * begin * TILE_SUMS_BYTES
         if begin == 0:

@@ -134,16 +134,17 @@ def _finish_rows(
     listed: Any, scales: Any, out: Any, out_stride: Any, add: Any,
 ) -> Any:  # fmt: skip
     """The same of `rows` rows that have a list each; `lines`: the panel as `shorts.expand` leaves it. The beginnings of
-    the next rows' lists, which lie `ahead` of theirs, are fetched."""
+    the next rows' lists, which lie `ahead` of theirs, are fetched, and where the rows after those go."""
     count, pairs = rows.literal_value, PAIRS["avx2"]
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         simd.align_frame(b)
         _, partial_, lines_, panel_, blocks_, lists_, ahead_, listed_, *ends = args
         accs = _sums(b, partial_, count)
-        next_lists = b.add(lists_, ahead_)
+        next_lists, (_, out_, out_stride_, _) = b.add(lists_, ahead_), ends
         for row in range(4):
             simd.prefetch(b, simd.offset(b, next_lists, OCTET_ROW_BYTES * row), cache=1)
+            simd.prefetch(b, b.add(out_, b.mul(out_stride_, ir.Constant(I64, 8 + row))), cache=1)
         numbers = [_field(b, listed_, SUM_BYTES * r) for r in range(count)]
         most = numbers[0]
         for number in numbers[1:]:

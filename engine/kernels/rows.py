@@ -34,6 +34,8 @@ TINY = np.float32(2.0**-126)
 """A smaller step has no reciprocal among floats: its row is zeros."""
 LOWEST_EXPONENT = np.float32(-126.0)
 """2 to its negative is a float, and its reciprocal a normal one."""
+GATED_AHEAD = 8
+"""So many rows ahead is fetched where results go: pages apart, the hardware does not see it."""
 ONE = np.float32(1.0)
 ZERO = np.float32(0.0)
 
@@ -115,6 +117,7 @@ def gate_rows(gate: int, up: int, count: int, target: int, target_stride: int) -
     one, zero = simd.splat_f32(ONE), simd.splat_f32(ZERO)
     log2_e, lowest = simd.splat_f32(simd.LOG2_E), simd.splat_f32(LOWEST_EXPONENT)
     for row in range(count):
+        simd.fetch(target + (row + GATED_AHEAD) * target_stride)
         g = simd.load_f32(gate + row * 64)
         sigmoid = simd.quotient(one, one + simd.exp2(zero - simd.larger(g * log2_e, lowest)))
         simd.store_f32(target + row * target_stride, g * sigmoid * simd.load_f32(up + row * 64))

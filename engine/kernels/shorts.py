@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from engine.kernels import simd
+from engine.kernels import avx2, simd
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, inline, intrinsic, overload, types
 from engine.kernels.matmul import PAIRS, fetch_ahead, scale_and_store
@@ -78,6 +78,12 @@ def _zeros(builder: Builder, kind: Any, count: int) -> list[Any]:
     return [cgutils.alloca_once_value(builder, ir.Constant(kind, [0] * LANES)) for _ in range(count)]
 
 
+def _with_pairs(builder: Builder, tag: str, num_rows: int, acc: Any, weights: Any, x: Any) -> Any:
+    """`PAIRS` for one of so many rows whose sums are in registers."""
+    total = PAIRS[tag](builder, acc, weights, x)
+    return avx2.pinned(builder, total) if tag in BY_OCTETS and num_rows >= avx2.PINNED_ROWS else total
+
+
 @intrinsic
 def _few_by_panel(
     context: Any, isa: Any, form: Any, rows: Any, panel: Any, num_blocks: Any, x: Any, sums: Any, scales: Any,
@@ -86,7 +92,7 @@ def _few_by_panel(
     """`rows` rows times one panel; see `matmul.multiply_panel`."""
     if not (isinstance(isa, IsaType) and isinstance(form, types.IntegerLiteral)):
         return None
-    pairs, code, count = PAIRS[isa.tag], form.literal_value, rows.literal_value
+    tag, code, count = isa.tag, form.literal_value, rows.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
         _, _, _, panel_, blocks_, x_, sums_, scales_, out_, out_stride_, add_ = args
@@ -100,7 +106,8 @@ def _few_by_panel(
             for index, weights in _pairs_ir(b, code, simd.place(b, panel_, loop.index, BLOCK_BYTES[code])):
                 for r in range(count):
                     x_pair = simd.splat_word(b, simd.offset(b, rows_at, ROW_STEP_BYTES * r + 4 * index))
-                    parts[r] = pairs(b, parts[r], b.bitcast(weights, I32_LANES), x_pair)
+                    w = b.bitcast(weights, I32_LANES)
+                    parts[r] = _with_pairs(b, tag, count, parts[r], w, x_pair)
             scale_at = simd.place(b, scale_base, loop.index, SCALE_BYTES[code])
             sums_at = simd.place(b, sums_, loop.index, TILE_SUMS_BYTES)
             if code == FACTORED:
@@ -159,15 +166,17 @@ def expand(context: Any, form: Any, panel: Any, num_blocks: Any, target: Any) ->
 
 @intrinsic
 def _multiply_steps(
-    context: Any, isa: Any, rows: Any, joined: Any, weights: Any, steps: Any, x: Any, partial: Any
+    context: Any, isa: Any, rows: Any, joined: Any, weights: Any, steps: Any, x: Any, ahead: Any, partial: Any
 ) -> Any:
-    """`rows` rows times 16 outputs over some steps into `partial` [row][16], added to what is there when `joined`."""
+    """`rows` rows times 16 outputs over some steps into `partial` [row][16], added to what is there when `joined`.
+
+    The next rows, which lie `ahead` of these, are fetched meanwhile."""
     if not isinstance(isa, IsaType):
         return None
-    pairs, count, with_partial = PAIRS[isa.tag], rows.literal_value, joined.literal_value
+    tag, count, with_partial = isa.tag, rows.literal_value, joined.literal_value
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
-        _, _, _, weights_, steps_, x_, partial_ = args
+        _, _, _, weights_, steps_, x_, ahead_, partial_ = args
         accs = _zeros(b, I32_LANES, count)
         for r, acc in enumerate(accs):
             b.store(ir.Constant(I32_LANES, [0] * LANES), acc)
@@ -176,18 +185,22 @@ def _multiply_steps(
         with cgutils.for_range(b, b.shl(steps_, ir.Constant(I64, 3))) as loop:
             # Four pairs of inputs at a time, eight times a step.
             step, eighth = b.lshr(loop.index, ir.Constant(I64, 3)), b.and_(loop.index, ir.Constant(I64, 7))
-            rows_at = simd.place(b, simd.place(b, x_, step, STEP_BYTES), eighth, 16)
+            step_at = simd.place(b, x_, step, STEP_BYTES)
+            rows_at = simd.place(b, step_at, eighth, 16)
+            for line in range(count // 4):
+                next_rows_at = b.add(simd.place(b, step_at, eighth, 16 * count), ahead_)
+                simd.prefetch(b, simd.offset(b, next_rows_at, 64 * line), cache=1)
             weights_at = simd.place(b, weights_, loop.index, 4 * 64)
             for pair in range(4):
                 w = simd.load(b, simd.offset(b, weights_at, 64 * pair), I32_LANES, 64)
                 for r, acc in enumerate(accs):
                     x_pair = simd.splat_word(b, simd.offset(b, rows_at, ROW_STEP_BYTES * r + 4 * pair))
-                    b.store(pairs(b, b.load(acc), w, x_pair), acc)
+                    b.store(_with_pairs(b, tag, count, b.load(acc), w, x_pair), acc)
         for r, acc in enumerate(accs):
             simd.store(b, b.load(acc), simd.offset(b, partial_, 64 * r), 64)
         return c.get_dummy_value()
 
-    return types.none(isa, rows, joined, *[types.int64] * 4), codegen
+    return types.none(isa, rows, joined, *[types.int64] * 5), codegen
 
 
 @intrinsic
@@ -262,16 +275,17 @@ def multiply_whole(
         row = first
         while row < last:
             at, partial = x + tile_place(row, num_blocks) + begin * STEP_BYTES, scratch + (row - first) * 64
+            ahead = tile_place(row + group_rows(isa), num_blocks) - tile_place(row, num_blocks)
             # The rows' buffers are padded to whole tiles: what comes of the rest is not stored.
             if group_rows(isa) == 8:
                 if begin == 0:
-                    _multiply_steps(isa, 8, 0, weights, count, at, partial)
+                    _multiply_steps(isa, 8, 0, weights, count, at, ahead, partial)
                 else:
-                    _multiply_steps(isa, 8, 1, weights, count, at, partial)
+                    _multiply_steps(isa, 8, 1, weights, count, at, ahead, partial)
             elif begin == 0:
-                _multiply_steps(isa, 4, 0, weights, count, at, partial)
+                _multiply_steps(isa, 4, 0, weights, count, at, ahead, partial)
             else:
-                _multiply_steps(isa, 4, 1, weights, count, at, partial)
+                _multiply_steps(isa, 4, 1, weights, count, at, ahead, partial)
             row += group_rows(isa)
     row_scale = panel + num_blocks * (BLOCK_BYTES[form] + SCALE_BYTES[form])
     for row in range(first, last):

@@ -123,7 +123,7 @@ LOG2_E = np.float32(1.4426950408889634)
 def exp2_ir(builder: Builder, x: Any) -> Any:
     """2^x for x ≤ 126 to 3 parts in a million, 1 at 0, the same bits everywhere; held at 2^-126 below -126."""
     lowest, magic, *series, one = (ir.Constant(F32_LANES, [value] * LANES) for value in _EXP2)
-    clamped = _larger(builder, x, lowest)
+    clamped = larger_ir(builder, x, lowest)
     shifted = builder.fadd(clamped, magic)
     rest = builder.fsub(clamped, builder.fsub(shifted, magic))
     value = series[0]
@@ -163,7 +163,8 @@ def tree_ir(builder: Builder, value: Any, combine: Any) -> Any:
     return builder.extract_element(value, ir.Constant(I32, 0))
 
 
-def _larger(builder: Builder, a: Any, b: Any) -> Any:
+def larger_ir(builder: Builder, a: Any, b: Any) -> Any:
+    """The larger of each pair of lanes; b where a is not a number."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
@@ -267,7 +268,7 @@ def absolute(context: Any, x: Any) -> Any:
 @intrinsic
 def larger(context: Any, x: Any, y: Any) -> Any:
     """The larger of each pair of lanes; y where x is not a number."""
-    return f32x16(f32x16, f32x16), lambda _c, b, _s, a: _larger(b, *a)
+    return f32x16(f32x16, f32x16), lambda _c, b, _s, a: larger_ir(b, *a)
 
 
 @intrinsic
@@ -279,7 +280,7 @@ def total(context: Any, x: Any) -> Any:
 @intrinsic
 def largest(context: Any, x: Any) -> Any:
     """Largest lane."""
-    return types.float32(f32x16), lambda _c, b, _s, a: tree_ir(b, a[0], lambda x, y: _larger(b, x, y))
+    return types.float32(f32x16), lambda _c, b, _s, a: tree_ir(b, a[0], lambda x, y: larger_ir(b, x, y))
 
 
 @intrinsic
@@ -395,6 +396,17 @@ for _python, _float, _int in (
 def quotient(context: Any, x: Any, y: Any) -> Any:
     """x / y."""
     return f32x16(f32x16, f32x16), lambda _c, b, _s, a: b.fdiv(*a)
+
+
+@intrinsic
+def where_positive(context: Any, x: Any, y: Any) -> Any:
+    """y where x is above 0, else 0."""
+
+    def codegen(_c: Any, b: Builder, _s: Any, a: Any) -> Any:
+        nothing = ir.Constant(F32_LANES, [0.0] * LANES)
+        return b.select(b.fcmp_ordered(">", a[0], nothing), a[1], nothing)
+
+    return f32x16(f32x16, f32x16), codegen
 
 
 @intrinsic
