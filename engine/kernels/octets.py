@@ -52,7 +52,7 @@ MAX_STEPS = 9
 
 def scratch_bytes(num_inputs: int) -> int:
     """Working memory of `multiply` for one thread."""
-    return PARTIAL_BYTES + unpacked_bytes(num_inputs) + -(-num_inputs // 64) * 2 * EXPANDED_BYTES
+    return PARTIAL_BYTES + max(unpacked_bytes(num_inputs), -(-num_inputs // 64) * 2 * EXPANDED_BYTES)
 
 
 def _fetch_rows(builder: Builder, rows: Any) -> None:
@@ -226,6 +226,8 @@ def multiply(
             UNPACKED, first, last, unpacked, panel, num_blocks, x, sums, scales, out, out_stride, add, partial
         )
     else:
-        lines = factors + steps * 2 * FACTOR_BYTES
-        shorts.expand(0, panel, num_blocks, lines)
-        outliers.finish(first, last, lines, panel, num_blocks, x, sums, scales, out, out_stride, add, partial)
+        # Where the bytes were, for nobody wants them any more: the first cache does not hold both.
+        shorts.expand(0, panel, num_blocks, unpacked)
+        outliers.finish(
+            first, last, unpacked, panel, num_blocks, x, sums, scales, out, out_stride, add, partial
+        )

@@ -1,7 +1,8 @@
 """Lists of the outliers among rows of octets: what is multiplied one by one, and where its weights lie.
 
 Of every four inputs, 0 and 2 are a pair, and 1 and 3: weights lie as lines of pairs, see `shorts.expand`. Many rows
-have a list each: where the line of an outlier begins, and a pair with x in its half, 0 in the other. Of few rows two
+have a list each: where the line of an outlier begins, and a pair with x in its half, 0 in the other. Lists of four rows
+that are multiplied together are made as long as the longest by entries that add nothing. Of few rows two
 share a list, for their weights are made whole when they are multiplied: a pair of either, of which one number at least
 is an outlier, and where its line begins, that of its four inputs as bytes, and what scales its block (see
 `octet_panels.py`).
@@ -27,6 +28,8 @@ LISTED_APART_FROM = 48
 """So many rows have a list each: from so many on it pays to make whole weights first, of all of a panel."""
 ENTRY_BYTES = 8
 ENTRIES_OF_LINE = 64 // ENTRY_BYTES
+EVEN_ROWS = 4
+"""Rows whose own lists are equally long."""
 SHARING_ROWS = 2
 SHARED_ENTRY_BYTES = 24
 PAIR, LINE, QUAD, SHIFT, FACTORS = 0, 8, 12, 16, 20
@@ -78,6 +81,13 @@ def _outliers_of_step(sums: int, block: int, num_blocks: int) -> Any:
 
 
 @inline
+def _write_entry(own_list: int, index: int, line: int, pair: int) -> None:
+    at = own_list + (index >> 3) * OCTET_STEP_BYTES + (index & 7) * ENTRY_BYTES
+    simd.write_i32(at, line)
+    simd.write_i32(at + 4, pair)
+
+
+@inline
 def list_of_row(row: int, source: int, factor: float, num_blocks: int, quantised: int, sums: int) -> None:
     """Once a row's blocks are written: its own list, of floats at `source` times `factor`."""
     own_list, own_sums = quantised + list_place(row, num_blocks), sums + sums_place(row, num_blocks)
@@ -87,13 +97,24 @@ def list_of_row(row: int, source: int, factor: float, num_blocks: int, quantised
         while outliers:
             index = block * 32 + simd.lowest_bit(outliers)
             outliers &= outliers - 1
-            at = own_list + (listed >> 3) * OCTET_STEP_BYTES + (listed & 7) * ENTRY_BYTES
             value = simd.nearest_one(simd.read_f32(source + index * 4) * factor)
             line, half = index >> 2 << 1 | index & 1, index >> 1 & 1
-            simd.write_i32(at, line * LINE_BYTES)
-            simd.write_i32(at + 4, (value & 0xFFFF) << half * 16)
+            _write_entry(own_list, listed, line * LINE_BYTES, (value & 0xFFFF) << half * 16)
             listed += 1
     simd.write_i32(sums + listed_place(row, num_blocks), listed)
+
+
+@inline
+def even_lists(first: int, count: int, num_blocks: int, quantised: int, sums: int) -> None:
+    """Once `count` rows from `first` on have lists: the shorter ones as long as the longest."""
+    longest = 0
+    for row in range(first, first + count):
+        longest = max(longest, simd.read_i32(sums + listed_place(row, num_blocks)))
+    for row in range(first, first + count):
+        place = sums + listed_place(row, num_blocks)
+        for index in range(simd.read_i32(place), longest):
+            _write_entry(quantised + list_place(row, num_blocks), index, 0, 0)
+        simd.write_i32(place, longest)
 
 
 @inline

@@ -29,7 +29,7 @@ from engine.kernels.outlier_lists import (
     shared_list_place,
 )
 from engine.kernels.packing import BLOCK_BYTES, FACTORED, SCALE_BYTES
-from engine.kernels.quantised import OCTET_ROW_BYTES, OCTET_STEP_BYTES, SUM_BYTES
+from engine.kernels.quantised import OCTET_ROW_BYTES, OCTET_STEP_BYTES
 from engine.kernels.simd import I16, I32, I32_LANES, I64, LANES
 
 Builder = Any
@@ -133,8 +133,8 @@ def _finish_rows(
     context: Any, rows: Any, partial: Any, lines: Any, panel: Any, num_blocks: Any, lists: Any, ahead: Any,
     listed: Any, scales: Any, out: Any, out_stride: Any, add: Any,
 ) -> Any:  # fmt: skip
-    """The same of `rows` rows that have a list each; `lines`: the panel as `shorts.expand` leaves it. The beginnings of
-    the next rows' lists, which lie `ahead` of theirs, are fetched, and where the rows after those go."""
+    """The same of `rows` rows that have a list each, all as long; `lines`: the panel as `shorts.expand` leaves it. The
+    beginnings of the next rows' lists, which lie `ahead` of theirs, are fetched, and where the rows after those go."""
     count, pairs = rows.literal_value, PAIRS["avx2"]
 
     def codegen(c: Any, b: Builder, _s: Any, args: Any) -> Any:
@@ -145,21 +145,13 @@ def _finish_rows(
         for row in range(4):
             simd.prefetch(b, simd.offset(b, next_lists, OCTET_ROW_BYTES * row), cache=1)
             simd.prefetch(b, b.add(out_, b.mul(out_stride_, ir.Constant(I64, 8 + row))), cache=1)
-        numbers = [_field(b, listed_, SUM_BYTES * r) for r in range(count)]
-        most = numbers[0]
-        for number in numbers[1:]:
-            most = b.select(b.icmp_unsigned(">", number, most), number, most)
-        # The rows' lists side by side, nothing after the end of the shorter: a loop that ends is dear.
-        nothing = b.ptrtoint(cgutils.alloca_once_value(b, ir.Constant(I64, 0)), I64)
-        with cgutils.for_range(b, most) as loop:
+        with cgutils.for_range(b, _field(b, listed_, 0)) as loop:
             line, place = (
                 operation(loop.index, ir.Constant(I64, ENTRIES_OF_LINE)) for operation in (b.udiv, b.urem)
             )
             first = simd.place(b, simd.place(b, lists_, line, OCTET_STEP_BYTES), place, ENTRY_BYTES)
             for r, acc in enumerate(accs):
                 entry = simd.offset(b, first, OCTET_ROW_BYTES * r)
-                if count > 1:
-                    entry = b.select(b.icmp_unsigned("<", loop.index, numbers[r]), entry, nothing)
                 weights = simd.load(b, b.add(lines_, _field(b, entry, 0)), I32_LANES, 64)
                 values = simd.splat_word(b, simd.offset(b, entry, 4))
                 b.store(pairs(b, b.load(acc), weights, values), acc)

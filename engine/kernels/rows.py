@@ -10,9 +10,11 @@ from engine.kernels.isa import Isa
 from engine.kernels.jit import jit
 from engine.kernels.octet_rows import write_octets
 from engine.kernels.outlier_lists import (
+    EVEN_ROWS,
     LISTED_APART_FROM,
     SHARING_ROWS,
     beyond_place,
+    even_lists,
     list_of_row,
     list_of_two,
 )
@@ -59,7 +61,7 @@ def quantise_row(
 
     For 8-bit weights the largest is MAX_ACTIVATION; for those of 4 bits a byte holds all but outliers, which are at
     least about `means` (4 or more) times the row's mean |x|. A row that is not all finite becomes zeros whose scale is
-    not a number, and so is what comes of it. Rows 2n and 2n + 1 are quantised one after the other, by one thread.
+    not a number, and so is what comes of it. Rows 4n to 4n + 3 are quantised one after the other, by one thread.
     `ahead`: as many floats that are wanted next, which are fetched meanwhile.
     """
     top, size = simd.splat_f32(ZERO), simd.splat_f32(ZERO)
@@ -82,6 +84,9 @@ def quantise_row(
         write_octets(isa, source, inverse, is_finite, num_blocks, own, own_sums, beyond, ahead)
         if not beyond:
             list_of_row(row, source, inverse, num_blocks, quantised, sums)
+            if row % EVEN_ROWS == EVEN_ROWS - 1 or row == num_rows - 1:
+                begin = row - row % EVEN_ROWS
+                even_lists(begin, row + 1 - begin, num_blocks, quantised, sums)
         elif row % SHARING_ROWS == SHARING_ROWS - 1 or row == num_rows - 1:
             begin = row - row % SHARING_ROWS
             list_of_two(begin, row + 1 - begin, num_blocks, quantised, sums)
