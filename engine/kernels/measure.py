@@ -147,12 +147,25 @@ def dot_peak_ops_per_s(isa: Isa) -> float | None:
     return _rounds_ops(isa) / _best_s(lambda: _dot_rounds(isa, PEAK_ROUNDS))
 
 
-def read_bytes_per_s(num_bytes: int, num_threads: int) -> float:
-    """Bytes a second that `num_threads` threads read together from a buffer of this size."""
-    words = np.ones(num_bytes // 8, np.uint64)
-    parts = np.array_split(words, num_threads)
-    with ThreadPoolExecutor(num_threads) as pool:
-        return words.nbytes / _best_s(lambda: list(pool.map(_read, parts)))
+class Reader:
+    """Threads that read a buffer of some bytes together, a part each."""
+
+    def __init__(self, num_bytes: int, num_threads: int) -> None:
+        words = np.ones(num_bytes // 8, np.uint64)
+        self._num_bytes, self._parts = words.nbytes, np.array_split(words, num_threads)
+        self._pool = ThreadPoolExecutor(num_threads)
+        self._read()
+
+    def bytes_per_s(self, passes: int) -> float:
+        """Bytes a second, the median of so many passes."""
+        return self._num_bytes / statistics.median(_seconds(self._read) for _ in range(passes))
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._pool.shutdown()
+
+    def _read(self) -> None:
+        list(self._pool.map(_read, self._parts))
 
 
 def matrix_ops_per_s(
