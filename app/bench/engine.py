@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,10 @@ def bench_engine(
         cache = model.new_cache(max(-(-total // block_tokens), batch_blocks))
         _one_run(model, cache, prompt_tokens, 2, seed=0)  # buffers grow, caches fill
         runs = []
-        reader = measure.Reader(model.weight_bytes, num_threads)
-        for index in range(repeat):
-            run = _one_run(model, cache, prompt_tokens, output_tokens, seed=1 + index)
-            runs.append(run | {"read_bytes_per_s": reader.bytes_per_s(READ_PASSES)})
-        reader.close()
+        with closing(measure.Reader(model.weight_bytes, num_threads)) as reader:
+            for index in range(repeat):
+                run = _one_run(model, cache, prompt_tokens, output_tokens, seed=1 + index)
+                runs.append(run | {"read_bytes_per_s": reader.bytes_per_s(READ_PASSES)})
         batched = statistics.median(_batched_decode(model, cache) for _ in range(repeat))
         weight_bytes, isa = model.weight_bytes, model.isa
     finally:

@@ -40,15 +40,12 @@ def _const(value: int) -> Any:
     return ir.Constant(I32_LANES, [value] * LANES)
 
 
-def fetch_ahead(
-    builder: Builder, form: int, panel: Any, block: Any, ahead: int = PREFETCH_BYTES, num_blocks: int = 1
-) -> None:
-    """Fetch weights that come after `num_blocks` of a panel's blocks from `block` on, those of the following panel
-    where this one ends."""
+def fetch_ahead(builder: Builder, form: int, panel: Any, block: Any) -> None:
+    """Fetch weights that come after a panel's block, those of the following panel where this one ends."""
     num_bytes = BLOCK_BYTES[form] + SCALE_BYTES[form]
     at = builder.add(panel, builder.mul(block, ir.Constant(I64, num_bytes)))
-    for line in range(0, num_blocks * num_bytes, 64):
-        simd.prefetch(builder, simd.offset(builder, at, ahead + line))
+    for line in range(0, num_bytes, 64):
+        simd.prefetch(builder, simd.offset(builder, at, PREFETCH_BYTES + line))
 
 
 def _dot_portable(builder: Builder, acc: Any, unsigned: Any, signed: Any) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 from llvmlite import ir
 
 from engine.kernels import simd
+from engine.kernels.avx2 import BYTES, INTS, SHORTS
 from engine.kernels.isa import Isa, IsaType
 from engine.kernels.jit import cgutils, inline, intrinsic, types
 from engine.kernels.quantised import (
@@ -15,11 +16,11 @@ from engine.kernels.quantised import (
     SUM_WORD,
     TILE_SUMS_BYTES,
 )
-from engine.kernels.simd import I8, I16, I32, I64
+from engine.kernels.simd import I32, I64
 from engine.weights.quantise import MAX_OCTET
 
 Builder = Any
-_INTS, _SHORTS, _BYTES, _LONGS = (ir.VectorType(kind, 256 // kind.width) for kind in (I32, I16, I8, I64))
+_LONGS = ir.VectorType(I64, 4)
 _IN_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 """Two packs by halves of 128 bits leave runs of four like this."""
 _AS_PAIRS = [run + lane for run in (0, 8, 4, 12) for lane in (0, 2, 1, 3)]
@@ -34,14 +35,14 @@ def _ordered(builder: Builder, value: Any, order: list[int]) -> Any:
 
 def _to_bytes(builder: Builder, low: Any, high: Any) -> Any:
     """32 numbers of 16 bits, in order, each of which fits a byte."""
-    packed = simd.call(builder, "llvm.x86.avx2.packsswb", _BYTES, [low, high])
-    return builder.bitcast(_ordered(builder, builder.bitcast(packed, _INTS), _IN_ORDER), _BYTES)
+    packed = simd.call(builder, "llvm.x86.avx2.packsswb", BYTES, [low, high])
+    return builder.bitcast(_ordered(builder, builder.bitcast(packed, INTS), _IN_ORDER), BYTES)
 
 
 def _total(builder: Builder, octets: Any) -> Any:
     """Sum of 32 signed bytes."""
-    lifted = builder.xor(octets, ir.Constant(_BYTES, [_BIAS] * 32))
-    sums = simd.call(builder, "llvm.x86.avx2.psad.bw", _LONGS, [lifted, ir.Constant(_BYTES, [0] * 32)])
+    lifted = builder.xor(octets, ir.Constant(BYTES, [_BIAS] * 32))
+    sums = simd.call(builder, "llvm.x86.avx2.psad.bw", _LONGS, [lifted, ir.Constant(BYTES, [0] * 32)])
     return builder.sub(simd.tree_ir(builder, sums, builder.add), ir.Constant(I64, 32 * _BIAS))
 
 
@@ -60,11 +61,11 @@ def _write_block(context: Any, isa: Any, first: Any, second: Any, at: Any, beyon
         shorts, outliers, kept = [], [], []
         for value in a[:2]:
             low, high = (_ordered(b, value, list(range(start, start + 8))) for start in (0, 8))
-            packed = simd.call(b, "llvm.x86.avx2.packssdw", _SHORTS, [low, high])
-            size = simd.call(b, "llvm.abs.v16i16", _SHORTS, [packed, ir.Constant(ir.IntType(1), 0)])
-            outside = b.icmp_signed(">", size, ir.Constant(_SHORTS, [MAX_OCTET] * 16))
+            packed = simd.call(b, "llvm.x86.avx2.packssdw", SHORTS, [low, high])
+            size = simd.call(b, "llvm.abs.v16i16", SHORTS, [packed, ir.Constant(ir.IntType(1), 0)])
+            outside = b.icmp_signed(">", size, ir.Constant(SHORTS, [MAX_OCTET] * 16))
             shorts.append(packed)
-            outliers.append(b.sext(outside, _SHORTS))
+            outliers.append(b.sext(outside, SHORTS))
             kept.append(b.and_(packed, b.not_(outliers[-1])))
         octets = _to_bytes(b, *kept)
         simd.store(b, octets, a[2])

@@ -34,6 +34,8 @@ from engine.kernels.simd import I16, I32, I32_LANES, I64, LANES
 
 Builder = Any
 SHORT_LANES = ir.VectorType(I16, 2 * LANES)
+RESULTS_AHEAD = 8
+"""So many rows ahead is fetched where results go."""
 
 
 def _field(builder: Builder, entry: Any, at: int) -> Any:
@@ -144,7 +146,7 @@ def _finish_rows(
         next_lists, (_, out_, out_stride_, _) = b.add(lists_, ahead_), ends
         for row in range(4):
             simd.prefetch(b, simd.offset(b, next_lists, OCTET_ROW_BYTES * row), cache=1)
-            simd.prefetch(b, b.add(out_, b.mul(out_stride_, ir.Constant(I64, 8 + row))), cache=1)
+            simd.prefetch(b, b.add(out_, b.mul(out_stride_, ir.Constant(I64, RESULTS_AHEAD + row))), cache=1)
         with cgutils.for_range(b, _field(b, listed_, 0)) as loop:
             line, place = (
                 operation(loop.index, ir.Constant(I64, ENTRIES_OF_LINE)) for operation in (b.udiv, b.urem)

@@ -27,8 +27,8 @@ _FOLDS = (
     ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
     ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
 )
-"""Lanes of two vectors of 8 that are compared, so that the second half as many are left of each, and at last one of
-each of eight vectors, in order."""
+"""Which lanes of two vectors of 8 are compared to leave one such vector, half of its lanes from each of the two; after
+all three the largest of each of eight vectors is left, in their order."""
 
 
 @intrinsic
